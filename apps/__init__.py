@@ -1,0 +1,1 @@
+"""The faces of the node: command, daemon, coordinator, HTTP API, demo, chaos."""

@@ -1,0 +1,131 @@
+"""Every error a person can meet, as one tree.
+
+PotluckError
+  BadId                 an id, address or join code that cannot be read
+  ConfigError           the state folder, a setting or a port is not usable as asked
+  MeshError
+    ProtocolError       a peer sent something that no version of ours would send
+      VersionMismatch   a peer speaks another version of the protocol
+    LinkError           a connection could not be made, or broke
+      DialRefused       the host answered that nobody listens there
+      DialTimeout       nobody answered in time
+      NotOfThisMesh     the TLS handshake failed: another mesh, or no mesh at all
+      LinkClosed        the link was closed while in use
+    RequestFailed       a peer answered a request with a refusal, in its own words
+    NoLeader            the mesh has not agreed on a leader
+    StaleEpoch          something of an older epoch or plan; refused by the receiver
+  PlanError
+    DoesNotFit          no set of devices can hold the model
+  ModelError
+    BadModelFile        truncated, corrupt, or not a GGUF file
+    UnsupportedModel    a tensor type or an architecture we do not have
+    ModelNotFound       no device, or not this one, has the model
+  SessionError
+    PromptTooLong       the prompt does not fit the context
+    Busy                every place for a conversation is taken
+    GenerationFailed    the generation could not be continued
+
+Each text says what was expected, what came, and what a person can do.
+"""
+
+
+class PotluckError(Exception):
+    """The root: everything we raise on purpose. `exit_code` is the command's exit status."""
+
+    exit_code = 1
+
+
+class BadId(PotluckError, ValueError):
+    """An id, address or join code that cannot be read."""
+
+    exit_code = 2
+
+
+class ConfigError(PotluckError):
+    """The state folder, a setting or a port is not usable as asked."""
+
+    exit_code = 2
+
+
+class MeshError(PotluckError):
+    """Trouble between devices."""
+
+
+class ProtocolError(MeshError):
+    """A peer sent something that no version of ours would send."""
+
+
+class VersionMismatch(ProtocolError):
+    """A peer speaks another version of the protocol."""
+
+
+class LinkError(MeshError):
+    """A connection could not be made, or broke."""
+
+
+class DialRefused(LinkError):
+    """The host answered that nobody listens there."""
+
+
+class DialTimeout(LinkError):
+    """Nobody answered in time."""
+
+
+class NotOfThisMesh(LinkError):
+    """The TLS handshake failed: the other side is of another mesh, or of none."""
+
+
+class LinkClosed(LinkError):
+    """The link was closed while in use."""
+
+
+class RequestFailed(MeshError):
+    """A peer answered a request with a refusal, in its own words."""
+
+
+class NoLeader(MeshError):
+    """The mesh has not agreed on a leader."""
+
+
+class StaleEpoch(MeshError):
+    """Something of an older epoch or plan; refused by the receiver."""
+
+
+class PlanError(PotluckError):
+    """No plan can be made or installed."""
+
+
+class DoesNotFit(PlanError):
+    """No set of devices can hold the model; the text says which memory is short, by how much."""
+
+
+class ModelError(PotluckError):
+    """Trouble with a model file."""
+
+
+class BadModelFile(ModelError):
+    """Truncated, corrupt, or not a GGUF file."""
+
+
+class UnsupportedModel(ModelError):
+    """A tensor type or an architecture we do not have."""
+
+
+class ModelNotFound(ModelError):
+    """No device, or not this one, has the model."""
+
+
+class SessionError(PotluckError):
+    """Trouble with one conversation."""
+
+
+class PromptTooLong(SessionError):
+    """The prompt does not fit the context."""
+
+
+class Busy(SessionError):
+    """Every place for a conversation is taken."""
+
+
+class GenerationFailed(SessionError):
+    """The generation could not be continued."""

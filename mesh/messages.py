@@ -1,0 +1,139 @@
+"""The control messages between two nodes: a closed union, each a frozen value with its own schema.
+
+What belongs to the mesh itself has a message of its own; what the packages above say to each other
+travels as Request, Reply and Notice with a body that they define.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from mesh.codec import decode, encode_union
+from mesh.ids import Address, Epoch, PeerId
+
+
+class Health(StrEnum):
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """How the sender sees one peer; also how addresses spread without mDNS."""
+
+    peer: PeerId
+    name: str
+    incarnation: int
+    health: Health
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message on every link, both ways. `incarnation` grows with each start."""
+
+    protocol: int
+    peer: PeerId
+    name: str
+    incarnation: int
+    address: Address | None  # where the sender listens, as it knows itself
+    epoch: Epoch | None
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The heartbeat. `epoch` is what the sender accepted; `leads`: it now acts as its leader."""
+
+    sequence: int
+    incarnation: int
+    epoch: Epoch | None
+    leads: bool
+    followers: int  # devices that accepted the sender's epoch, as it sees them, itself included
+    loop_lag_s: float
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks for a beat now."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The sender goes on purpose; final for this incarnation."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoteRequest:
+    """`binding` is False for the pre-vote, which moves no counter."""
+
+    counter: int
+    binding: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    counter: int
+    binding: bool
+    granted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The sender won `epoch`. Accepted only with a higher counter than any accepted before."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """The sender, leader of `epoch`, gives way to the receiver when two sides heal into one."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    number: int
+    topic: str
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`error` is the refusal in words, or None."""
+
+    number: int
+    error: str | None
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    topic: str
+    body: Any
+
+
+Message = (
+    Hello | Beat | Probe | Leave | VoteRequest | Vote | Lead | Yield | Request | Reply | Notice
+)
+
+
+def encode_message(message: Message) -> bytes:
+    return encode_union(message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Raises ProtocolError for whatever is not exactly one of ours."""
+    message: Message = decode(Message, data)
+    return message

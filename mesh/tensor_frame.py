@@ -1,0 +1,177 @@
+"""One message of tensor bytes: a small msgpack header, then the raw numbers. No torch, no pickle.
+
+A step's tensor [rows, width] travels as tiles of whole rows, each of at most TENSOR_TILE_BYTES.
+The header carries (epoch, plan, session, position), so that the receiver can refuse what is stale,
+and the bounds of the whole, so that it can check them before it allocates anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgpack
+
+from mesh.errors import ProtocolError
+from mesh.ids import Epoch, PeerId, PlanId, SessionId
+from mesh.limits import (
+    MAX_HEADER_BYTES,
+    MAX_TENSOR_BYTES,
+    MAX_TENSOR_DIM,
+    MAX_TENSOR_FRAME_BYTES,
+    TENSOR_TILE_BYTES,
+)
+
+_LENGTH = struct.Struct("<H")
+_FIELDS = 11
+
+
+class Kind(IntEnum):
+    TOKENS = 0  # [rows, 1] int32, owner to first stage
+    HIDDEN = 1  # [rows, hidden], stage to stage
+    CHOSEN = 2  # [1, 1] int32, last stage to owner
+    PROBE = 3  # link measurement; the content means nothing
+
+
+class DType(IntEnum):
+    INT32 = 0
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+    UINT8 = 4
+
+    @property
+    def size_bytes(self) -> int:
+        return _DTYPE_BYTES[self]
+
+
+_DTYPE_BYTES = {
+    DType.INT32: 4,
+    DType.FLOAT32: 4,
+    DType.FLOAT16: 2,
+    DType.BFLOAT16: 2,
+    DType.UINT8: 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """`position` is the first token's place in the session; `row` the tile's place in the step."""
+
+    epoch: Epoch
+    plan: PlanId
+    session: SessionId
+    kind: Kind
+    dtype: DType
+    position: int
+    rows: int  # of the whole step
+    row: int  # first row of this tile
+    tile_rows: int
+    width: int
+
+    @property
+    def tile_bytes(self) -> int:
+        return self.tile_rows * self.width * self.dtype.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFrame:
+    header: FrameHeader
+    payload: memoryview  # tile_bytes long
+
+
+def encode_header(header: FrameHeader) -> bytes:
+    """The length-prefixed header, to be followed by the payload."""
+    packed: bytes = msgpack.packb(
+        (
+            header.epoch.counter,
+            bytes.fromhex(header.epoch.leader),
+            bytes.fromhex(header.plan),
+            bytes.fromhex(header.session),
+            int(header.kind),
+            int(header.dtype),
+            header.position,
+            header.rows,
+            header.row,
+            header.tile_rows,
+            header.width,
+        )
+    )
+    return _LENGTH.pack(len(packed)) + packed
+
+
+def tiles(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each tile: at most TENSOR_TILE_BYTES, but at least one whole row."""
+    step = max(1, TENSOR_TILE_BYTES // row_bytes)
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def decode_frame(data: bytes | memoryview) -> TensorFrame:
+    """Checks every bound before anything is allocated; raises ProtocolError and nothing else."""
+    view = memoryview(data)
+    if len(view) > MAX_TENSOR_FRAME_BYTES:
+        raise ProtocolError(f"frame of {len(view)} bytes; at most {MAX_TENSOR_FRAME_BYTES}")
+    if len(view) < _LENGTH.size:
+        raise ProtocolError("frame shorter than its header's length")
+    (length,) = _LENGTH.unpack_from(view)
+    body = _LENGTH.size + length
+    if body > MAX_HEADER_BYTES or body > len(view):
+        raise ProtocolError(f"frame header of {body} bytes; at most {MAX_HEADER_BYTES}")
+    header = _read_header(view[_LENGTH.size : body])
+    payload = view[body:]
+    if len(payload) != header.tile_bytes:
+        raise ProtocolError(
+            f"a tile [{header.tile_rows}, {header.width}] of {header.dtype.name} has "
+            f"{header.tile_bytes} bytes; {len(payload)} came"
+        )
+    return TensorFrame(header, payload)
+
+
+def _read_header(data: memoryview) -> FrameHeader:
+    try:
+        fields = msgpack.unpackb(data, raw=False, max_array_len=_FIELDS, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise ProtocolError(f"not a frame header: {error or type(error).__name__}") from None
+    if type(fields) is not list or len(fields) != _FIELDS:
+        raise ProtocolError(f"a frame header is a list of {_FIELDS} fields")
+    counter, leader, plan, session, kind, dtype, *numbers = fields
+    for raw, size in ((leader, 32), (plan, 16), (session, 16)):
+        if type(raw) is not bytes or len(raw) != size:
+            raise ProtocolError(f"an id in a frame header has {size} bytes")
+    for number in (counter, kind, dtype, *numbers):
+        if type(number) is not int or not 0 <= number < 1 << 63:
+            raise ProtocolError("a number in a frame header is not a non-negative integer")
+    try:
+        kind, dtype = Kind(kind), DType(dtype)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from None
+    position, rows, row, tile_rows, width = numbers
+    _check_bounds(dtype, position, rows, row, tile_rows, width)
+    return FrameHeader(
+        Epoch(counter, PeerId(leader.hex())),
+        PlanId(plan.hex()),
+        SessionId(session.hex()),
+        kind,
+        dtype,
+        position,
+        rows,
+        row,
+        tile_rows,
+        width,
+    )
+
+
+def _check_bounds(
+    dtype: DType, position: int, rows: int, row: int, tile_rows: int, width: int
+) -> None:
+    if not (0 < rows <= MAX_TENSOR_DIM and 0 < width <= MAX_TENSOR_DIM):
+        raise ProtocolError(f"a tensor [{rows}, {width}] is outside [1..{MAX_TENSOR_DIM}]")
+    if rows * width * dtype.size_bytes > MAX_TENSOR_BYTES:
+        raise ProtocolError(f"a tensor [{rows}, {width}] exceeds {MAX_TENSOR_BYTES} bytes")
+    if tile_rows < 1 or row + tile_rows > rows:
+        raise ProtocolError(f"tile rows {row}..{row + tile_rows} of {rows}")
+    if position > MAX_TENSOR_DIM:
+        raise ProtocolError(f"position {position} is beyond any context")

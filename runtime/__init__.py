@@ -1,0 +1,1 @@
+"""This device's part of the work: weights, blocks, caches, the worker thread, stages, sessions."""
