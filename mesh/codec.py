@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
-from mesh.errors import BadId, ProtocolError
+from mesh.errors import BadId, PotluckError, ProtocolError
 from mesh.ids import ModelId, PeerId, PlanId, SessionId
 from mesh.limits import MAX_CONTROL_BYTES, MAX_CONTROL_DEPTH, MAX_CONTROL_ITEMS
 
@@ -165,7 +165,7 @@ def _dataclass_reader(kind: type) -> Read:
                 raise ProtocolError(f"{kind.__name__}.{name}: {error}") from None
         try:
             return kind(*values)
-        except (ValueError, TypeError) as error:
+        except (PotluckError, ValueError, TypeError) as error:  # a value's own checks
             raise ProtocolError(f"{kind.__name__}: {error}") from None
 
     return read

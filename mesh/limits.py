@@ -33,3 +33,51 @@ FRAMES_IN_FLIGHT: Final = 8  # per link, unacknowledged; then the sender waits
 MAX_MEMBERS: Final = 64  # all-to-all heartbeats are meant for 16; this is where we refuse
 MAX_CANDIDATES: Final = 64  # mDNS hints kept
 MAX_SESSIONS: Final = 32  # conversations at once on one device
+MAX_REQUESTS_PER_PEER: Final = 64  # handled at once for one peer; more are refused in words
+MAX_OUTBOX_MESSAGES: Final = 256  # per link; a request beyond waits, a vote beyond is dropped
+
+# --- websockets ----------------------------------------------------------------------------------
+DEFAULT_PORT: Final = 8478
+REQUEST_TIMEOUT_S: Final = 5.0  # the websocket request after the TLS handshake, headers included
+MAX_REQUEST_LINE_BYTES: Final = 2 * KIB  # ours are 100 bytes
+MAX_LINKS_PER_PEER: Final = 8  # control and tensors both ways are 3; the rest is for old ones dying
+CLOSE_TIMEOUT_S: Final = 0.5  # for the other end to answer a close; then the socket is cut
+MAX_CLOSE_REASON_BYTES: Final = 120  # a websocket close frame holds 123
+
+# --- tensor links --------------------------------------------------------------------------------
+REDIAL_MIN_S: Final = 0.1  # a Wi-Fi hiccup is over sooner than a person notices
+REDIAL_MAX_S: Final = 5.0  # for a peer still alive by its control link but not reachable here
+MAX_PROBE_BYTES: Final = 2 * MIB  # 134 ms at 125 Mbit/s: enough to leave TCP's slow start behind
+PROBE_BUDGET_S: Final = 1.0  # a slow link sends fewer probe bytes rather than take longer
+
+# --- discovery -----------------------------------------------------------------------------------
+INTERFACE_POLL_S: Final = 2.0  # how soon a cable back in is announced; one file read per interface
+MAX_HINTS_PER_CANDIDATE: Final = 4  # addresses tried of one announced device
+RESOLVE_TIMEOUT_S: Final = 1.0  # the answer usually comes in the announcement itself
+
+# --- who is here ---------------------------------------------------------------------------------
+BEAT_INTERVAL_S: Final = 0.5  # 16 devices all-to-all: 480 small messages/s in the whole home
+TICK_S: Final = 0.25  # how often silence is judged: half a beat
+SUSPECT_AFTER_S: Final = 1.5  # three beats missed
+DEAD_CONFIRMED_S: Final = 3.0  # six missed, and another device misses them too
+DEAD_ALONE_S: Final = 3.7  # seven missed; with two devices nobody can confirm
+LATE_TICK_S: Final = 0.25  # our own loop was this late: distrust ourselves a little
+SLEPT_S: Final = 1.0  # our own tick was this late: we were stopped or asleep, accuse nobody
+MAX_LOCAL_HEALTH: Final = 4  # timeouts x (1 + score)
+HEALTH_DECAY_S: Final = 2.0  # a point of distrust in ourselves is forgiven after this long
+
+# --- links ---------------------------------------------------------------------------------------
+BACKOFF_MIN_S: Final = 0.25
+BACKOFF_RECENT_S: Final = 1.0  # the longest wait for somebody we met in the last RECENT_S
+BACKOFF_MAX_S: Final = 5.0
+RECENT_S: Final = 120.0  # a cut that heals within it is one view again in <= 3 s
+REDIAL_TIMEOUT_S: Final = 1.0  # for an address that worked before; a new one gets DIAL_TIMEOUT_S
+DUPLICATE_WINDOW_S: Final = 3.0  # two links younger than this crossed; later, the newer one counts
+RETIRE_GRACE_S: Final = 1.0  # a replaced link is still read this long: messages were under way
+LEAVE_TIMEOUT_S: Final = 0.5  # to tell everybody that we go
+
+# --- who leads -----------------------------------------------------------------------------------
+JOIN_WINDOW_S: Final = 1.0  # a device that starts looks for a mesh before it stands alone
+CANDIDATE_DELAY_MIN_S: Final = 0.3  # above the time in which all see the same death
+CANDIDATE_DELAY_MAX_S: Final = 0.6
+VOTE_TIMEOUT_S: Final = 0.5  # votes come back in milliseconds; then another try

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mesh.codec import decode, encode_union
+from mesh.codec import decode, encode_union, from_plain, unpack
+from mesh.errors import ProtocolError, VersionMismatch
 from mesh.ids import Address, Epoch, PeerId
+from mesh.limits import PROTOCOL_VERSION
 
 
 class Health(StrEnum):
@@ -34,12 +36,16 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message on every link, both ways. `incarnation` grows with each start."""
+    """The first message on every link, both ways. `incarnation` grows with each start.
+
+    `protocol` stays the first field in every version, so that each can name the other's.
+    """
 
     protocol: int
     peer: PeerId
     name: str
     incarnation: int
+    started_as: int  # the incarnation its process began with: tells a restart from a refutation
     address: Address | None  # where the sender listens, as it knows itself
     epoch: Epoch | None
     sightings: tuple[Sighting, ...]
@@ -53,6 +59,8 @@ class Beat:
     incarnation: int
     epoch: Epoch | None
     leads: bool
+    has_leader: bool  # the sender holds its epoch's leader alive; False: it looks for one
+    voted: Epoch | None  # its last vote: it accepts no other epoch at or below that counter
     followers: int  # devices that accepted the sender's epoch, as it sees them, itself included
     loop_lag_s: float
     sightings: tuple[Sighting, ...]
@@ -85,6 +93,7 @@ class Vote:
     counter: int
     binding: bool
     granted: bool
+    floor: int  # the highest counter the voter accepted or voted for: the next try goes above it
     reason: str
 
 
@@ -137,3 +146,19 @@ def decode_message(data: bytes) -> Message:
     """Raises ProtocolError for whatever is not exactly one of ours."""
     message: Message = decode(Message, data)
     return message
+
+
+def decode_hello(data: bytes) -> Hello:
+    """Reads a link's first message; raises VersionMismatch before it looks at later fields."""
+    plain = unpack(data)
+    if type(plain) is not list or len(plain) != 2 or plain[0] != "Hello":
+        raise ProtocolError("the first message on a link must be Hello")
+    fields = plain[1]
+    version = fields[0] if type(fields) is list and fields else None
+    if type(version) is int and version != PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"the other device speaks protocol {version}, this one {PROTOCOL_VERSION}; "
+            "update the older of the two"
+        )
+    hello: Hello = from_plain(Hello, fields)
+    return hello

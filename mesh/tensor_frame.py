@@ -25,14 +25,15 @@ from mesh.limits import (
 )
 
 _LENGTH = struct.Struct("<H")
-_FIELDS = 11
+_FIELDS = 12
 
 
 class Kind(IntEnum):
     TOKENS = 0  # [rows, 1] int32, owner to first stage
     HIDDEN = 1  # [rows, hidden], stage to stage
     CHOSEN = 2  # [1, 1] int32, last stage to owner
-    PROBE = 3  # link measurement; the content means nothing
+    DONE = 3  # [1, 1] int32, last stage to owner: the step is done and nothing was to be chosen
+    PROBE = 4  # link measurement; the content means nothing
 
 
 class DType(IntEnum):
@@ -65,6 +66,7 @@ class FrameHeader:
     session: SessionId
     kind: Kind
     dtype: DType
+    choose: bool  # whether the last stage should sample a token after this step
     position: int
     rows: int  # of the whole step
     row: int  # first row of this tile
@@ -92,6 +94,7 @@ def encode_header(header: FrameHeader) -> bytes:
             bytes.fromhex(header.session),
             int(header.kind),
             int(header.dtype),
+            header.choose,
             header.position,
             header.rows,
             header.row,
@@ -137,10 +140,12 @@ def _read_header(data: memoryview) -> FrameHeader:
         raise ProtocolError(f"not a frame header: {error or type(error).__name__}") from None
     if type(fields) is not list or len(fields) != _FIELDS:
         raise ProtocolError(f"a frame header is a list of {_FIELDS} fields")
-    counter, leader, plan, session, kind, dtype, *numbers = fields
+    counter, leader, plan, session, kind, dtype, choose, *numbers = fields
     for raw, size in ((leader, 32), (plan, 16), (session, 16)):
         if type(raw) is not bytes or len(raw) != size:
             raise ProtocolError(f"an id in a frame header has {size} bytes")
+    if type(choose) is not bool:
+        raise ProtocolError("`choose` in a frame header is a boolean")
     for number in (counter, kind, dtype, *numbers):
         if type(number) is not int or not 0 <= number < 1 << 63:
             raise ProtocolError("a number in a frame header is not a non-negative integer")
@@ -156,6 +161,7 @@ def _read_header(data: memoryview) -> FrameHeader:
         SessionId(session.hex()),
         kind,
         dtype,
+        choose,
         position,
         rows,
         row,

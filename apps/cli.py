@@ -1,0 +1,242 @@
+"""The command. Every verb but `up`, `join` and `demo` talks to the daemon of this device."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from apps import show
+from apps.client import Client, find_daemon
+from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
+from mesh.config import StateFolder
+from mesh.errors import ConfigError, PotluckError
+from mesh.ids import Address
+from mesh.trust import MeshSecret
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+app = typer.Typer(
+    name="potluck",
+    help="Pool the idle devices of a home into one machine for transformer models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Home = Annotated[
+    Path | None, typer.Option(help="State folder of this device; POTLUCK_HOME otherwise.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Runs the command; an error of ours is one line and an exit status, never a traceback."""
+    try:
+        app()
+    except PotluckError as error:
+        err.print(f"[bold red]potluck:[/] {show.escape(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+@app.command()
+def up(
+    home: Home = None,
+    name: Annotated[str | None, typer.Option(help="What the others call this device.")] = None,
+    model: Annotated[str | None, typer.Option(help="Plan this model at once.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What may be used, such as 2GB.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, max=32, help="Conversations at once.")] = 4,
+    context: Annotated[int, typer.Option(min=16, help="Tokens a conversation.")] = 8192,
+    interface: Annotated[
+        list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a member, where mDNS does not reach.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Where devices meet; 0 for any.")] = DEFAULT_PORT,
+    api_port: Annotated[int, typer.Option(help="The local API; 0 for any.")] = DEFAULT_API_PORT,
+    as_json: AsJson = False,
+) -> None:
+    """Be part of the mesh, until Ctrl-C. The first device makes the mesh."""
+    folder = StateFolder.open(home)
+    defaults = Settings(home=folder.path)
+    settings = Settings(
+        home=folder.path,
+        name=name or defaults.name,
+        model=model,
+        memory_bytes=parse_size(memory) if memory else None,
+        sessions=sessions,
+        context=context,
+        interfaces=tuple(interface or ()),
+        peers=tuple(Address.parse(text) for text in peer or ()),
+        port=port,
+        api_port=api_port,
+        threads=default_threads(),
+    )
+    from apps.up import run_up  # torch takes seconds to import, and only this verb computes
+
+    run_up(settings, folder, out, as_json=as_json)
+
+
+@app.command()
+def invite(home: Home = None, as_json: AsJson = False) -> None:
+    """Show the code that lets another device into this mesh."""
+    body = _ask(home, lambda client: client.post("/potluck/invite"))
+    if as_json:
+        _print_json(body)
+    else:
+        out.print("On the other device, with potluck installed, type:\n")
+        out.print(f"  [bold]potluck join {body['code']}[/]\n")
+        out.print("Whoever has this code is a member: show it to nobody else.")
+
+
+@app.command()
+def join(
+    code: Annotated[str, typer.Argument(help="What `potluck invite` shows on a member.")],
+    peer: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a member, where mDNS does not reach.")
+    ] = None,
+    interface: Annotated[
+        list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let this device into a mesh. Then start it with `potluck up`."""
+    secret = MeshSecret.from_join_code(code)
+    folder = StateFolder.open(home)
+    known = MeshSecret.load(folder)
+    if known is not None and known != secret:
+        raise ConfigError("this device is in another mesh; leave that one first: potluck leave")
+    from apps.joining import look_for_members
+
+    addresses = [Address.parse(text) for text in peer or ()]
+    with show.waiting(err, "looking for the mesh", quiet=as_json):
+        found = asyncio.run(look_for_members(folder, secret, addresses, tuple(interface or ())))
+    secret.save(folder)
+    if as_json:
+        _print_json({"joined": True, "members": found.members, "hints": found.hints})
+    else:
+        show.joined(out, found)
+
+
+@app.command()
+def leave(home: Home = None, as_json: AsJson = False) -> None:
+    """Say goodbye to the others and forget the mesh."""
+    folder = StateFolder.open(home)
+    if not folder.daemon.exists():
+        MeshSecret.erase(folder)
+        body = {"left": True}
+    else:
+        body = _ask(home, lambda client: client.post("/potluck/leave"))
+    if as_json:
+        _print_json(body)
+    else:
+        out.print("This device has left and has forgotten the mesh.")
+
+
+@app.command()
+def status(home: Home = None, as_json: AsJson = False) -> None:
+    """Who is here, who leads, and what runs where."""
+    body = _ask(home, lambda client: client.get("/potluck/status"))
+    if as_json:
+        _print_json(body)
+    else:
+        show.status(out, body)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="A name or the path of a GGUF file.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every way to run a model on the devices that are here, with what each would cost, and why."""
+    with show.waiting(err, "measuring devices and links", quiet=as_json):
+        body = _ask(home, lambda client: client.get("/potluck/plan", model=_model(model)))
+    if as_json:
+        _print_json(body)
+    else:
+        show.plan(out, body)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="A name or the path of a GGUF file.")],
+    prompt: Annotated[str | None, typer.Argument(help="Standard input otherwise.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text with a model, on whatever devices the plan says."""
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise ConfigError("give a prompt: potluck run MODEL 'The capital of France is'")
+        prompt = sys.stdin.read()
+    body: dict[str, Any] = {
+        "model": _model(model),
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+    }
+    if seed is not None:
+        body["seed"] = seed
+    port = find_daemon(StateFolder.open(home))
+    from apps.running import stream_text
+
+    result = asyncio.run(stream_text(port, body, out, err, quiet=as_json))
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def demo(
+    as_json: AsJson = False,
+    tokens: Annotated[int, typer.Option(min=24, help="Length of each generation.")] = 64,
+) -> None:
+    """Three devices on this machine: generate, lose one, take it back, lose the leader."""
+    from apps.demo import run_demo
+
+    result = asyncio.run(run_demo(err if as_json else out, tokens))
+    if as_json:
+        _print_json(result)
+    if not result["tokens_equal"]:
+        raise PotluckError("the tokens differ from those of the undisturbed run")
+
+
+def _model(name: str) -> str:
+    """A path as the daemon, which may run in another folder, can open it."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_file() else name
+
+
+def _ask(home: Path | None, call: Callable[[Client], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    port = find_daemon(StateFolder.open(home))
+
+    async def ask() -> dict[str, Any]:
+        async with Client(port) as client:
+            return await call(client)
+
+    return asyncio.run(ask())
+
+
+def _print_json(body: dict[str, Any]) -> None:
+    print(json.dumps(body))
+
+
+if __name__ == "__main__":
+    main()

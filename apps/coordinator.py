@@ -1,0 +1,302 @@
+"""The coordinator: the leader's loop. Profile, plan, install, watch.
+
+Every device carries it, only the elected leader runs it, and it keeps nothing that another device
+could not rebuild: a new leader asks the devices for the last plan in force and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apps.plan_messages import (
+    COMMIT_PLAN,
+    PREPARE_PLAN,
+    REPORT_PLAN,
+    Commit,
+    Outcome,
+    Prepare,
+    Report,
+    WantReply,
+    Wish,
+)
+from apps.survey import Findings, Survey
+from apps.timeline import Timeline
+from mesh.codec import from_plain, to_plain
+from mesh.errors import MeshError, NoLeader, PlanError
+from mesh.ids import PeerId, PlanId
+from mesh.node import Node
+from planner.choose import Choice, choose
+from planner.plan import Capacity, Plan
+from planner.replan import why_replan
+
+REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
+PREPARE_TIMEOUT_S = 600.0  # reading a large share from an SD card; a lost device ends it at once
+COMMIT_TIMEOUT_S = 5.0
+MAX_INSTALL_TRIES = 5  # in a row, with nobody known to be gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Somebody waits for a plan that serves this wish."""
+
+    wish: Wish
+    reply: asyncio.Future[WantReply]
+
+
+class Coordinator:
+    """Runs on every device; works only while its device leads."""
+
+    def __init__(self, node: Node, timeline: Timeline) -> None:
+        self._node = node
+        self._timeline = timeline
+        self._survey = Survey(node)
+        self._leading = False
+        self._plan: Plan | None = None
+        self._wish: Wish | None = None
+        self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
+        self._waiting: list[_Waiting] = []
+        self._work = asyncio.Event()
+
+    async def run(self) -> None:
+        """Leads whenever this device is elected, until cancelled."""
+        while True:
+            await self._node.wait_for(lambda view: view.leads, timeout_s=None)
+            self._leading = True
+            leading = asyncio.ensure_future(self._lead())
+            deposed = asyncio.ensure_future(
+                self._node.wait_for(lambda view: not view.leads, timeout_s=None)
+            )
+            try:
+                await asyncio.wait([leading, deposed], return_when=asyncio.FIRST_COMPLETED)
+                if leading.done():
+                    leading.result()
+            finally:
+                self._leading = False
+                self._answer_all(WantReply(Outcome.RETRY, "this device no longer leads", None))
+                for task in (leading, deposed):
+                    task.cancel()
+                await asyncio.wait([leading, deposed])
+
+    def on_view_changed(self) -> None:
+        """Somebody came or went: look whether the plan still holds."""
+        self._work.set()
+
+    async def want(self, wish: Wish) -> WantReply:
+        """Returns when a plan for the wish is in force, or says why there is none."""
+        if not self._leading:
+            return WantReply(Outcome.RETRY, "this device does not lead", None)
+        if self._holds() and self._serves(wish):
+            return WantReply(Outcome.OK, "", self._plan)
+        if self._holds() and self._wish and self._wish.model.model != wish.model.model:
+            running = await self._conversations()
+            if running:
+                return WantReply(
+                    Outcome.BUSY,
+                    f"the mesh runs {self._wish.model.name} for {running} conversation(s); "
+                    f"{wish.model.name} can be loaded when they end",
+                    None,
+                )
+        waiting = _Waiting(wish, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._work.set()
+        return await waiting.reply
+
+    async def preview(self, wish: Wish) -> Choice:
+        """The plan that would be chosen now, with every candidate. Raises DoesNotFit."""
+        if not self._leading:
+            raise NoLeader("this device does not lead")
+        return self._choose(wish, await self._survey.findings(wish))
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    async def _lead(self) -> None:
+        await self._recall()
+        failures = 0
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            wish, reason = self._next_wish(), self._why()
+            if wish is None:
+                continue
+            if reason is None and self._serves(wish):
+                self._answer_served()
+                continue
+            try:
+                await self._replan(wish, reason or f"{wish.model.name} is wanted")
+                failures = 0
+            except PlanError as error:
+                self._give_up(str(error))
+            except MeshError as error:
+                # Somebody vanished or moved on while the plan was being installed.
+                failures += 1
+                self._timeline.note("plan-failed", f"the plan was not installed: {error}")
+                if failures >= MAX_INSTALL_TRIES:
+                    failures = 0
+                    self._give_up(f"no plan could be installed: {error}")
+                else:
+                    self._work.set()
+
+    async def _recall(self) -> None:
+        """Asks every device for the last plan it had in force; the newest one counts."""
+        reports = await self._reports()
+        self._plan, self._wish = max(
+            ((report.plan, report.wish) for report in reports if report.plan and report.wish),
+            key=lambda known: known[0].epoch,
+            default=(None, None),
+        )
+        self._considered = frozenset(self._plan.devices) if self._plan else frozenset()
+        self._work.set()
+
+    async def _replan(self, wish: Wish, reason: str) -> None:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        self._timeline.note("planning", f"planning {wish.model.name}: {reason}")
+        present = self._present()
+        try:
+            choice = self._choose(wish, await self._survey.findings(wish))
+        finally:
+            self._considered = present
+        chosen_s = loop.time()
+        if self._plan is not None and self._same_placement(choice.plan) and self._why() is None:
+            self._timeline.note("plan-kept", choice.plan.reason)
+        else:
+            self._plan = await self._install(choice.plan, wish)
+            self._timeline.note(
+                "installed",
+                f"plan of epoch {self._plan.epoch} installed on {len(choice.plan.devices)} devices",
+                choose_ms=(chosen_s - started_s) * 1e3,
+                install_ms=(loop.time() - chosen_s) * 1e3,
+                plan_ms=(loop.time() - started_s) * 1e3,
+            )
+        self._wish = wish
+        self._answer_served()
+
+    async def _install(self, plan: Plan, wish: Wish) -> Plan:
+        """Two phases, under an epoch of the plan's own. Raises LinkError or RequestFailed."""
+        epoch = self._node.advance_epoch("a new plan")
+        plan = replace(plan, epoch=epoch, plan_id=PlanId.new())
+        prepare, commit = to_plain(Prepare(plan, wish)), to_plain(Commit(plan, wish))
+        await self._ask_all(plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
+        await self._ask_all(plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+        others = self._present() - frozenset(plan.devices)
+        # The others only need to know; one that does not hear of it asks when it has a session.
+        await self._hear_all(others, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+        return plan
+
+    # --- what the leader knows --------------------------------------------------------------------
+
+    def _why(self) -> str | None:
+        """Why there should be another plan than the one in force; None when it is good."""
+        view = self._node.view
+        return why_replan(self._plan, view.epoch, self._present(), self._considered)
+
+    def _holds(self) -> bool:
+        return self._plan is not None and self._why() is None
+
+    def _serves(self, wish: Wish) -> bool:
+        mine = self._wish
+        return (
+            mine is not None
+            and mine.model.model == wish.model.model
+            and wish.capacity.sessions <= mine.capacity.sessions
+            and wish.capacity.context <= mine.capacity.context
+        )
+
+    def _same_placement(self, plan: Plan) -> bool:
+        old = self._plan
+        return old is not None and (old.model, old.stages, old.capacity) == (
+            plan.model,
+            plan.stages,
+            plan.capacity,
+        )
+
+    def _next_wish(self) -> Wish | None:
+        """What is asked for first, else what runs; never less room than the same model has now."""
+        wish = self._waiting[0].wish if self._waiting else self._wish
+        mine = self._wish
+        if wish is None or mine is None or mine.model.model != wish.model.model:
+            return wish
+        return replace(
+            wish,
+            capacity=Capacity(
+                max(wish.capacity.sessions, mine.capacity.sessions),
+                max(wish.capacity.context, mine.capacity.context),
+            ),
+        )
+
+    def _present(self) -> frozenset[PeerId]:
+        return frozenset(member.peer for member in self._node.view.alive)
+
+    def _choose(self, wish: Wish, findings: Findings) -> Choice:
+        epoch = self._node.view.epoch
+        if epoch is None:
+            raise NoLeader("the mesh has no leader")
+        keep = self._plan if self._plan and self._plan.model == wish.model.model else None
+        return choose(
+            findings.cluster,
+            wish.profile,
+            wish.capacity,
+            epoch=epoch,
+            plan_id=PlanId.new(),
+            keep=keep,
+            absent=findings.absent,
+        )
+
+    # --- answers and questions --------------------------------------------------------------------
+
+    def _answer_served(self) -> None:
+        served = [waiting for waiting in self._waiting if self._serves(waiting.wish)]
+        self._waiting = [waiting for waiting in self._waiting if waiting not in served]
+        self._answer(served, WantReply(Outcome.OK, "", self._plan))
+        if self._waiting:
+            self._work.set()
+
+    def _give_up(self, reason: str) -> None:
+        self._timeline.note("no-plan", reason)
+        self._answer_all(WantReply(Outcome.IMPOSSIBLE, reason, None))
+
+    def _answer_all(self, reply: WantReply) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._answer(waiting, reply)
+
+    def _answer(self, waiting: list[_Waiting], reply: WantReply) -> None:
+        for one in waiting:
+            if not one.reply.done():
+                one.reply.set_result(reply)
+
+    async def _conversations(self) -> int:
+        return max((report.conversations for report in await self._reports()), default=0)
+
+    async def _reports(self) -> list[Report]:
+        bodies = await self._hear_all(self._present(), REPORT_PLAN, None, REPORT_TIMEOUT_S)
+        return [from_plain(Report, body) for body in bodies]
+
+    async def _ask_all(
+        self, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
+    ) -> list[Any]:
+        """All must answer: the first refusal or loss is raised, and the rest is not waited for."""
+        asked = [
+            asyncio.ensure_future(self._node.request(device, topic, body, timeout_s))
+            for device in devices
+        ]
+        try:
+            return await asyncio.gather(*asked)
+        finally:
+            for request in asked:
+                request.cancel()
+
+    async def _hear_all(
+        self, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
+    ) -> list[Any]:
+        """The answers of those who answer."""
+        answers = await asyncio.gather(
+            *(self._node.request(device, topic, body, timeout_s) for device in devices),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, MeshError):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -1,0 +1,284 @@
+"""The daemon: the composition root, the one place that knows mesh, planner and runtime together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+
+from apps.api_mesh import MeshRoutes
+from apps.api_openai import OpenAIRoutes
+from apps.coordinator import Coordinator
+from apps.generator import Generator
+from apps.http import make_app
+from apps.installer import Installer
+from apps.library import Library
+from apps.member import MemberRole
+from apps.settings import Settings, usable_memory_bytes
+from apps.timeline import Timeline
+from mesh.codec import to_plain
+from mesh.config import StateFolder, erase, write_private
+from mesh.control import ControlTransport
+from mesh.dialer import Dialer
+from mesh.discovery import Discovery, choose_interfaces
+from mesh.errors import ConfigError, LinkError, StaleEpoch
+from mesh.events import Event, LinkUp, PeerDied, PeerLeft, ViewChanged
+from mesh.identity import Identity
+from mesh.ids import Address, PeerId
+from mesh.link import TensorLinks
+from mesh.node import Node
+from mesh.server import WebsocketServer
+from mesh.state_store import FileStore
+from mesh.tensor_frame import Kind, TensorFrame
+from mesh.trust import MeshSecret, MeshTrust
+from runtime.holdings import Holdings
+from runtime.outbox import Outbox
+from runtime.pipeline import Pipeline
+from runtime.session_messages import STEP_FAILED, StepFailed
+from runtime.steps import Steps
+from runtime.worker import Worker
+
+API_HOST = "127.0.0.1"
+SHUTDOWN_S = 2.0  # for streams still open when the daemon ends
+
+
+class Daemon:
+    """One device of the mesh, from its sockets to its compute thread."""
+
+    def __init__(self, settings: Settings, folder: StateFolder, secret: MeshSecret) -> None:
+        """Must be made inside a running event loop."""
+        self.settings = settings
+        self.folder = folder
+        self.api_port = settings.api_port
+        self.timeline = Timeline()
+        self._secret = secret
+        self._left = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+
+        identity = Identity.load(folder)
+        self._trust = MeshTrust(identity, secret)
+        self._interfaces = choose_interfaces(settings.interfaces or None)
+        if not self._interfaces.chosen:
+            skipped = "; ".join(f"{one.name}: {one.reason}" for one in self._interfaces.skipped)
+            raise ConfigError(
+                f"no network interface faces the home ({skipped}); name one with --interface"
+            )
+        self._server = WebsocketServer(self._trust, self._interfaces.hosts, settings.port)
+        dialer = Dialer(self._trust)
+        self.node = Node(
+            me=identity.peer,
+            name=settings.name,
+            transport=ControlTransport(self._server, dialer),
+            store=FileStore(folder.path),
+            rng=random.Random(),  # noqa: S311 - spreads retries and elections; no secret
+        )
+        self._links = TensorLinks(
+            self._server, dialer, on_frame=self._on_frame, admit=self._is_member
+        )
+        self._compose()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the other devices reach this one."""
+        return self._server.addresses
+
+    def _compose(self) -> None:
+        """The runtime and the leader's loop, on top of the node."""
+        settings, memory_bytes = self.settings, self._memory_bytes()
+        self._worker = Worker(settings.threads)
+        self._outbox = Outbox(self.node.view.me, self._links, self._on_frame)
+        self._steps = Steps(self._outbox)
+        self._pipeline = Pipeline(self._worker, self._outbox, self._report_failure)
+        self._holdings = Holdings(self._worker, memory_bytes)
+        self._library = Library(self.folder.path / "models")
+        self._installer = Installer(
+            self.node.view.me,
+            self._library,
+            self._holdings,
+            self._pipeline,
+            self._steps,
+            self.timeline,
+        )
+        self._coordinator = Coordinator(self.node, self.timeline)
+        self._generator = Generator(
+            self.node, self._library, self._installer, self._steps, self.timeline, settings
+        )
+        MemberRole(
+            node=self.node,
+            links=self._links,
+            library=self._library,
+            installer=self._installer,
+            coordinator=self._coordinator,
+            pipeline=self._pipeline,
+            steps=self._steps,
+            worker=self._worker,
+            settings=settings,
+            folder=self.folder,
+            memory_bytes=memory_bytes,
+        )
+        self.node.subscribe(self._on_event)
+
+    async def run(self, ready: Callable[[Daemon], None]) -> None:
+        """Takes part until cancelled or told to leave; `ready` is called once, when it is up.
+
+        Raises ConfigError for a port that is taken.
+        """
+        runner = await self._start_api()
+        try:
+            async with self._links, asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                running = [
+                    tasks.create_task(coroutine)
+                    for coroutine in (
+                        self.node.run(),
+                        self._outbox.run(),
+                        self._pipeline.run(),
+                        self._coordinator.run(),
+                        self._meet(),
+                    )
+                ]
+                address = await self.node.started()
+                self._write_daemon_file(str(address))
+                ready(self)
+                await self._left.wait()
+                for task in running:
+                    task.cancel()
+        finally:
+            self._worker.close()
+            erase(self.folder.daemon)
+            await runner.cleanup()
+
+    # --- finding the others -----------------------------------------------------------------------
+
+    async def _meet(self) -> None:
+        """Every path to the others: addresses given, addresses remembered, mDNS."""
+        address = await self.node.started()
+        for peer_address in self.settings.peers:
+            self.node.hint(peer_address)
+        discovery = Discovery(
+            own=self.node.view.me,
+            name=self.settings.name,
+            tag=self._trust.tag,
+            port=address.port,
+            interfaces=self._interfaces.chosen,
+            on_hint=self.node.hint,
+            on_other=lambda text: self.timeline.note("other", text),
+            on_trouble=lambda text: self.timeline.note("trouble", text),
+        )
+        await discovery.run()
+
+    # --- events of the mesh -----------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        self._note(event)
+        match event:
+            case LinkUp(peer=peer):
+                self._spawn(self._connect(peer))
+            case PeerDied(peer=peer) | PeerLeft(peer=peer):
+                self._forget(peer, event.reason)
+            case ViewChanged():
+                self._coordinator.on_view_changed()
+
+    def _forget(self, peer: PeerId, reason: str) -> None:
+        """A device is gone: end what needs it, so that its sessions replay elsewhere at once."""
+        self._spawn(self._links.disconnect(peer))
+        self._outbox.forget(peer)
+        self._pipeline.forget(peer)
+        plan = self._installer.plan
+        if plan is not None and peer in plan.devices:
+            member = self.node.view.find(peer)
+            name = member.name if member else peer.short
+            self._steps.interrupt(StaleEpoch(f"{name} is gone ({reason})"))
+
+    async def _connect(self, peer: PeerId) -> None:
+        member = self.node.view.find(peer)
+        if member is not None and member.address is not None:
+            await self._links.connect(peer, member.address)
+
+    def _is_member(self, peer: PeerId) -> bool:
+        return self.node.view.is_here(peer)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, ViewChanged):
+            return  # each change of the view has an event of its own
+        fields: dict[str, Any] = {}
+        peer = getattr(event, "peer", None)
+        if peer is not None:
+            member = self.node.view.find(peer)
+            fields = {"peer": str(peer), "name": member.name if member else peer.short}
+        if (epoch := getattr(event, "epoch", None)) is not None:
+            fields |= {"epoch": epoch.counter, "leader": str(epoch.leader)}
+        kind = type(event).__name__
+        who = fields.get("name", "")
+        self.timeline.note(kind, f"{kind} {who}: {event.reason}", at_s=event.at_s, **fields)
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def _on_frame(self, peer: PeerId, frame: TensorFrame) -> None:
+        if frame.header.kind in (Kind.CHOSEN, Kind.DONE):
+            self._steps.on_frame(peer, frame)
+        else:
+            self._pipeline.on_frame(peer, frame)
+
+    def _report_failure(self, owner: PeerId, failure: StepFailed) -> None:
+        self.timeline.note("step-failed", failure.reason, position=failure.position)
+        self._spawn(self._tell_failure(owner, failure))
+
+    async def _tell_failure(self, owner: PeerId, failure: StepFailed) -> None:
+        with suppress(LinkError):  # an owner that is gone waits for nothing
+            await self.node.notify(owner, STEP_FAILED, to_plain(failure))
+
+    # --- the local API ----------------------------------------------------------------------------
+
+    async def _start_api(self) -> web.AppRunner:
+        app = make_app()
+        OpenAIRoutes(self._generator, self._library).add_to(app)
+        MeshRoutes(
+            node=self.node,
+            links=self._links,
+            generator=self._generator,
+            installer=self._installer,
+            holdings=self._holdings,
+            pipeline=self._pipeline,
+            timeline=self.timeline,
+            settings=self.settings,
+            secret=self._secret,
+            leave=self._leave,
+        ).add_to(app)
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, API_HOST, self.settings.api_port).start()
+        except OSError:
+            await runner.cleanup()
+            raise ConfigError(
+                f"port {self.settings.api_port} on {API_HOST} is in use, perhaps by another "
+                "potluck; end it, or choose another with --api-port"
+            ) from None
+        self.api_port = runner.addresses[0][1]
+        return runner
+
+    def _write_daemon_file(self, address: str) -> None:
+        record = {"pid": os.getpid(), "api_port": self.api_port, "address": address}
+        write_private(self.folder.daemon, json.dumps(record).encode())
+
+    async def _leave(self) -> None:
+        await self.node.leave()
+        MeshSecret.erase(self.folder)
+        asyncio.get_running_loop().call_later(0.2, self._left.set)  # after the answer is out
+
+    def _memory_bytes(self) -> int:
+        asked = self.settings.memory_bytes
+        return usable_memory_bytes() if asked is None else asked
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        assert self._tasks is not None
+        self._tasks.create_task(coroutine)

@@ -1,0 +1,207 @@
+"""`potluck demo`: three devices on this machine, two of them lost in mid-sentence, one text.
+
+Each is a daemon of its own with a memory limit: any two can hold the model, no one alone can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from apps.library import DEFAULT_MODEL
+from apps.local_mesh import Device, Event
+from apps.measure import Generation, Recovery, generate, generate_and, recovery
+from apps.show import escape, waiting
+from mesh.config import StateFolder
+from mesh.errors import PotluckError
+from mesh.trust import MeshSecret
+
+NAMES = ("attic", "kitchen", "study")
+PROMPT = "The old house by the sea had stood empty for years, until one evening"
+MEMORY = "720MB"  # for a model of 1.1 GB in fp32
+SESSIONS = 4
+CONTEXT = 32768
+MEET_TIMEOUT_S = 30.0
+REJOIN_TIMEOUT_S = 120.0
+OPTIONS = (
+    *("--memory", MEMORY, "--sessions", str(SESSIONS), "--context", str(CONTEXT)),
+    *("--interface", "lo", "--port", "0", "--api-port", "0"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """One device lost in mid-sentence, and how the rest took it."""
+
+    what: str
+    name: str
+    devices_left: int
+    recovery: Recovery
+    tokens_equal: bool
+
+
+async def run_demo(out: Console, tokens: int) -> dict[str, Any]:
+    """Runs the whole story; returns what `--json` prints. Raises PotluckError when it breaks."""
+    with tempfile.TemporaryDirectory(prefix="potluck-demo-") as folder:
+        async with AsyncExitStack() as stack:
+            demo = Demo(out, Path(folder), tokens)
+            stack.push_async_callback(demo.stop)
+            return await demo.run()
+
+
+class Demo:
+    """Three devices and what happens to them."""
+
+    def __init__(self, out: Console, folder: Path, tokens: int) -> None:
+        self._out = out
+        self._tokens = tokens
+        self._devices = [Device(name, folder / name, OPTIONS) for name in NAMES]
+
+    async def run(self) -> dict[str, Any]:
+        out = self._out
+        with waiting(out, "starting three devices", quiet=False):
+            await self._start()
+        first_leader = await self._leader()
+        out.print(f"three devices have met; {first_leader.name} leads")
+
+        owner, stage = [device for device in self._devices if device is not first_leader]
+        with waiting(out, "measuring, planning, loading", quiet=False):
+            undisturbed = await generate(owner, DEFAULT_MODEL, PROMPT, self._tokens)
+        plan = (await self._status(owner))["plan"]
+        out.print(f"plan: {escape(plan['reason'])}")
+        if len(plan["stages"]) != len(NAMES):
+            raise PotluckError("the plan does not use all three devices")
+        out.print(f"[dim]{escape(PROMPT)}[/]{escape(undisturbed.text)}\n")
+
+        lost_stage = await self._lose("a stage", stage, owner, undisturbed)
+        with waiting(out, f"{stage.name} comes back", quiet=False):
+            await self._take_back(stage, owner)
+        out.print(f"{stage.name} is back and has its share of the plan again\n")
+        lost_leader = await self._lose("the leader", first_leader, owner, undisturbed)
+        new_leader = await self._leader()
+
+        result = self._result([lost_stage, lost_leader], plan, undisturbed)
+        self._print_table(result, new_leader)
+        return result
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(device.stop() for device in self._devices))
+
+    async def _start(self) -> None:
+        """The first device makes the mesh; the others join by its code, as a person would."""
+        first, *others = self._devices
+        await first.start()
+        async with first.client() as client:
+            code = (await client.post("/potluck/invite"))["code"]
+        for device in others:
+            MeshSecret.from_join_code(code).save(StateFolder.open(device.home))
+        await asyncio.gather(*(device.start() for device in others))
+        for device in self._devices:
+            for other in self._devices:
+                if other is not device:
+                    await device.wait_event(_joined(other), timeout_s=MEET_TIMEOUT_S)
+
+    async def _lose(self, what: str, lost: Device, owner: Device, undisturbed: Generation) -> Lost:
+        """Kills a device after a third of the sentence; the stream goes on by itself."""
+        killed_s = 0.0
+
+        async def kill() -> None:
+            nonlocal killed_s
+            killed_s = await lost.kill()
+            self._out.print(f"[bold red]killed {lost.name}[/] ({what}) in mid-sentence")
+
+        generation = await generate_and(
+            owner, DEFAULT_MODEL, PROMPT, self._tokens, self._tokens // 3, kill
+        )
+        survivors = [device for device in self._devices if device.running]
+        after = recovery(killed_s, lost, survivors, owner)
+        equal = generation.token_ids == undisturbed.token_ids
+        self._out.print(
+            f"the stream went on after {after.resume_ms or 0:.0f} ms on {len(survivors)} devices, "
+            f"tokens equal: {'yes' if equal else 'NO'}"
+        )
+        return Lost(what, lost.name, len(survivors), after, equal)
+
+    async def _take_back(self, device: Device, owner: Device) -> None:
+        """Starts a device again and waits until a plan with all three is in force."""
+        seen = len(owner.events)
+        await device.start()
+        await owner.wait_event(
+            lambda event: event["event"] == "plan" and device.device_id in event["devices"],
+            after=seen,
+            timeout_s=REJOIN_TIMEOUT_S,
+        )
+
+    async def _leader(self) -> Device:
+        """Who leads, once every running device says the same."""
+        running = [device for device in self._devices if device.running]
+        async with asyncio.timeout(MEET_TIMEOUT_S):
+            while True:
+                leaders = {(await self._status(device))["mesh"]["leader"] for device in running}
+                found = [device for device in running if {device.device_id} == leaders]
+                if found:
+                    return found[0]
+                await asyncio.sleep(0.1)
+
+    async def _status(self, device: Device) -> dict[str, Any]:
+        async with device.client() as client:
+            return await client.get("/potluck/status")
+
+    def _result(
+        self, lost: list[Lost], plan: dict[str, Any], undisturbed: Generation
+    ) -> dict[str, Any]:
+        return {
+            "devices": len(self._devices),
+            "leader_changes": sum(one.recovery.elect_ms is not None for one in lost),
+            "tokens": len(undisturbed.token_ids),
+            "tokens_equal": all(one.tokens_equal for one in lost),
+            "resume_ms": [one.recovery.resume_ms for one in lost],
+            "tokens_per_s": undisturbed.tokens_per_s,
+            "faults": [asdict(one) for one in lost],
+            "plan": plan,
+            "text": undisturbed.text,
+        }
+
+    def _print_table(self, result: dict[str, Any], new_leader: Device) -> None:
+        names = {device.device_id: device.name for device in self._devices}
+        stages = result["plan"]["stages"]
+        out = self._out
+        out.print()
+        for stage in stages:
+            first, last = stage["layers"]
+            used = result["plan"]["predicted"]["memory_bytes"][stage["device"]]
+            out.print(
+                f"{names[stage['device']]:>8}  layers {first}-{last - 1}, "
+                f"{used / 1e6:.0f} MB of {MEMORY}"
+            )
+        table = Table(header_style="dim", box=None, pad_edge=False)
+        for column in ("lost in mid-sentence", "detect", "elect", "plan", "resume", "tokens equal"):
+            table.add_column(column, justify="left" if column.startswith("lost") else "right")
+        for one in result["faults"]:
+            times = one["recovery"]
+            table.add_row(
+                f"{one['name']} ({one['what']})",
+                *(_ms(times[key]) for key in ("detect_ms", "elect_ms", "plan_ms", "resume_ms")),
+                "yes" if one["tokens_equal"] else "NO",
+            )
+        out.print(table)
+        out.print(
+            f"{result['tokens']} tokens at {result['tokens_per_s']:.1f} tokens/s; "
+            f"{new_leader.name} leads now"
+        )
+
+
+def _joined(device: Device) -> Callable[[Event], bool]:
+    return lambda event: event["event"] == "PeerJoined" and event["peer"] == device.device_id
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"

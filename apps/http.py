@@ -1,0 +1,89 @@
+"""What all HTTP faces share: loopback only, JSON in, errors out in one form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from mesh.errors import (
+    Busy,
+    MeshError,
+    ModelNotFound,
+    PlanError,
+    PotluckError,
+    PromptTooLong,
+)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024  # a prompt of the longest context, with room
+_LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class BadRequest(PotluckError):
+    """A request body that cannot be used; the text says which field and why."""
+
+    exit_code = 2
+
+
+def make_app() -> web.Application:
+    """An application that answers this machine's own programs only."""
+    return web.Application(middlewares=[_guard, _errors], client_max_size=MAX_BODY_BYTES)
+
+
+async def read_json(request: web.Request) -> dict[str, Any]:
+    """The body as an object; raises BadRequest."""
+    try:
+        body = json.loads(await request.read())
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    return body
+
+
+def error_body(error: PotluckError) -> dict[str, Any]:
+    """OpenAI's form of an error."""
+    return {
+        "error": {
+            "message": str(error),
+            "type": "invalid_request_error" if status_of(error) < 500 else "server_error",
+            "code": type(error).__name__,
+            "exit_code": error.exit_code,
+        }
+    }
+
+
+def status_of(error: PotluckError) -> int:
+    """The HTTP status that says whose turn it is: the client's (4xx), or the mesh's (5xx)."""
+    match error:
+        case BadRequest() | PromptTooLong():
+            return 400
+        case ModelNotFound():
+            return 404
+        case Busy() | PlanError() | MeshError():
+            return 503
+        case _:
+            return 500
+
+
+@web.middleware
+async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A page on the web can make a browser call this port; its Host or Origin gives it away."""
+    host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
+    origin = request.headers.get("Origin", "")
+    origin_host = origin.split("://", 1)[-1].rsplit(":", 1)[0] if origin else "localhost"
+    if host not in _LOOPBACK or origin_host not in _LOOPBACK:
+        raise web.HTTPForbidden(text="this API answers programs of this machine only\n")
+    return await handler(request)
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except PotluckError as error:
+        return web.json_response(error_body(error), status=status_of(error))

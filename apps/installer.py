@@ -1,0 +1,152 @@
+"""The installer: a device's side of a plan. Loads on prepare, switches on commit."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from apps.library import Library
+from apps.plan_messages import Commit, Prepare, Prepared, Report, Wish
+from apps.timeline import Timeline
+from mesh.errors import PlanError, StaleEpoch
+from mesh.ids import Epoch, PeerId, PlanId
+from planner.plan import Plan
+from runtime.holdings import Holdings
+from runtime.pipeline import Pipeline, Post
+from runtime.stage import Stage
+from runtime.steps import Steps
+
+COMMIT_WAIT_S = 30.0  # an owner's wait for a plan that the leader has already called in force
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A prepared plan; `stage` is None on a device without a share."""
+
+    plan: Plan
+    stage: Stage | None
+    hidden_size: int
+
+
+class Installer:
+    """Two phases, one plan an epoch, never backwards."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        library: Library,
+        holdings: Holdings,
+        pipeline: Pipeline,
+        steps: Steps,
+        timeline: Timeline,
+    ) -> None:
+        self.plan: Plan | None = None  # in force, or the last one that was
+        self.wish: Wish | None = None
+        self._me = me
+        self._library = library
+        self._holdings = holdings
+        self._pipeline = pipeline
+        self._steps = steps
+        self._timeline = timeline
+        self._ready: _Ready | None = None
+        self._preparing: asyncio.Task[_Ready] | None = None
+        self._switched = asyncio.Condition()
+
+    def report(self) -> Report:
+        return Report(self.plan, self.wish, self._pipeline.conversations)
+
+    async def prepare(self, request: Prepare, accepted: Epoch | None) -> Prepared:
+        """Loads this device's layers of the plan. Raises StaleEpoch, PlanError or ModelError."""
+        plan = request.plan
+        self._check_epoch(plan.epoch, accepted)
+        if self._preparing is not None:
+            self._preparing.cancel()  # a plan that its own leader has given up, or a dead leader's
+            await asyncio.wait([self._preparing])
+        started_s = asyncio.get_running_loop().time()
+        held_bytes = self._holdings.size_bytes
+        # A task of its own, so that the next plan can end it between two layers.
+        self._preparing = asyncio.create_task(self._load(request))
+        try:
+            self._ready = await asyncio.shield(self._preparing)
+        except asyncio.CancelledError:
+            if self._preparing is not None and self._preparing.cancelled():
+                raise StaleEpoch(f"plan {plan.plan_id[:8]} was given up for a newer one") from None
+            raise
+        finally:
+            self._preparing = None
+        load_s = asyncio.get_running_loop().time() - started_s
+        loaded_bytes = max(0, self._holdings.size_bytes - held_bytes)
+        if loaded_bytes:
+            self._timeline.note(
+                "loaded",
+                f"loaded {loaded_bytes / 1e6:.0f} MB in {load_s:.2f} s",
+                bytes=loaded_bytes,
+                load_s=load_s,
+            )
+        return Prepared(loaded_bytes, load_s)
+
+    async def commit(self, request: Commit, accepted: Epoch | None) -> None:
+        """Puts a prepared plan in force. Raises StaleEpoch, or PlanError if it was not prepared."""
+        plan = request.plan
+        self._check_epoch(plan.epoch, accepted)
+        span = plan.layers_of(self._me)
+        ready, self._ready = self._ready, None
+        if span is None:
+            self._holdings.clear()
+            self._pipeline.install(None)
+        elif ready is None or ready.plan.plan_id != plan.plan_id or ready.stage is None:
+            raise PlanError(f"plan {plan.plan_id[:8]} was not prepared here")
+        else:
+            self._holdings.release(span)
+            index = next(i for i, stage in enumerate(plan.stages) if stage.layers == span)
+            self._pipeline.install(Post(plan, index, ready.stage, ready.hidden_size))
+        self.plan, self.wish = plan, request.wish
+        self._steps.interrupt(StaleEpoch(f"plan {plan.plan_id[:8]} is in force"))
+        self._timeline.note(
+            "plan",
+            f"plan of epoch {plan.epoch} in force: {plan.reason}",
+            devices=[str(device) for device in plan.devices],
+            stages=[[str(s.device), s.layers.first, s.layers.last] for s in plan.stages],
+        )
+        async with self._switched:
+            self._switched.notify_all()
+
+    async def wait_in_force(self, plan: Plan) -> None:
+        """Returns when `plan` is in force on this device; raises StaleEpoch when it never is."""
+        try:
+            async with asyncio.timeout(COMMIT_WAIT_S), self._switched:
+                await self._switched.wait_for(
+                    lambda: self.plan is not None and self.plan.epoch >= plan.epoch
+                )
+        except TimeoutError:
+            raise StaleEpoch(f"plan {plan.plan_id[:8]} did not reach this device") from None
+        if self.plan is None or self.plan.plan_id != plan.plan_id:
+            raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
+
+    async def wait_if_prepared(self, plan_id: PlanId) -> None:
+        """An owner may hear of a plan before this device does: waits for one that is on its way."""
+        ready = self._ready
+        if ready is not None and ready.plan.plan_id == plan_id:
+            await self.wait_in_force(ready.plan)
+
+    async def _load(self, request: Prepare) -> _Ready:
+        plan = request.plan
+        checkpoint = await self._library.get(request.wish.model)
+        hidden_size = checkpoint.spec.hidden_size
+        span = plan.layers_of(self._me)
+        if span is None:
+            return _Ready(plan, None, hidden_size)
+        needed = dict(plan.predicted.memory_bytes).get(self._me, 0)
+        if needed > self._holdings.memory_bytes:
+            raise PlanError(
+                f"the plan needs {needed / 1e6:.0f} MB here and "
+                f"{self._holdings.memory_bytes / 1e6:.0f} MB may be used"
+            )
+        stage = await self._holdings.load(checkpoint, span, lambda done, total: None)
+        return _Ready(plan, stage, hidden_size)
+
+    def _check_epoch(self, epoch: Epoch, accepted: Epoch | None) -> None:
+        if accepted is None or epoch != accepted:
+            raise StaleEpoch(f"the plan is of epoch {epoch}; this device is in {accepted}")
+        if self.plan is not None and epoch < self.plan.epoch:
+            raise StaleEpoch(f"epoch {epoch} is older than the plan in force ({self.plan.epoch})")

@@ -1,0 +1,124 @@
+"""The road: what a session needs of the mesh, from a plan in force to a place on every stage."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from apps.installer import Installer
+from apps.plan_messages import WANT_PLAN, OpenReply, Outcome, WantReply, Wish
+from apps.timeline import Timeline
+from mesh.codec import from_plain, to_plain
+from mesh.errors import Busy, LinkError, PlanError, RequestFailed, StaleEpoch
+from mesh.ids import PeerId, SessionId
+from mesh.node import Node
+from planner.plan import Plan
+from runtime.session import Session
+from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
+
+# A plan may take as long as reading a large model from a slow disk; devices that vanish meanwhile
+# end the request at once, so this only bounds a home that never settles.
+PLAN_TIMEOUT_S = 600.0
+LEADER_TIMEOUT_S = 10.0  # an election takes under two seconds once a death is seen
+OPEN_TIMEOUT_S = 5.0
+BUSY_WAIT_S = 30.0  # how long a conversation queues for a place before the client is told
+ASK_AGAIN_S = 0.2  # between two questions to a mesh that is changing, or full
+
+
+class MeshRoad:
+    """Implements `runtime.session.Road` for one model."""
+
+    def __init__(self, node: Node, installer: Installer, timeline: Timeline, wish: Wish) -> None:
+        self._node = node
+        self._installer = installer
+        self._timeline = timeline
+        self._wish = wish
+        self._paused_s = 0.0
+
+    async def plan(self) -> Plan:
+        """The plan in force for the model. Raises PlanError in the leader's words, or Busy."""
+        reason = "the mesh has no leader"
+        try:
+            async with asyncio.timeout(PLAN_TIMEOUT_S):
+                while True:
+                    reply = await self._want()
+                    if reply.outcome is Outcome.OK and reply.plan is not None:
+                        await self._installer.wait_in_force(reply.plan)
+                        gone = self._gone(reply.plan)
+                        if gone is None:
+                            return reply.plan
+                        # We saw it go; the leader will in a moment.
+                        reply = WantReply(Outcome.RETRY, f"{gone} is gone", None)
+                    reason = reply.reason
+                    if reply.outcome is Outcome.IMPOSSIBLE:
+                        raise PlanError(reason)
+                    if reply.outcome is Outcome.BUSY:
+                        raise Busy(reason)
+                    await asyncio.sleep(ASK_AGAIN_S)
+        except TimeoutError:
+            raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
+
+    async def open(self, plan: Plan, request: OpenSession) -> None:
+        """Takes a place on every stage, waiting a while for one to become free."""
+        deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
+        while True:
+            replies = await asyncio.gather(
+                *(self._open_on(stage.device, request) for stage in plan.stages)
+            )
+            refusals = [reply for reply in replies if reply.outcome is not Outcome.OK]
+            if not refusals:
+                return
+            if any(refusal.outcome is not Outcome.BUSY for refusal in refusals):
+                raise StaleEpoch(refusals[0].reason)
+            await self.close(plan, request.session)
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise Busy(refusals[0].reason)
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def close(self, plan: Plan, session: SessionId) -> None:
+        body = to_plain(CloseSession(session))
+        for stage in plan.stages:
+            with suppress(LinkError):  # a device that is gone has closed everything
+                await self._node.notify(stage.device, CLOSE_SESSION, body)
+
+    def paused(self, session: Session, reason: str) -> None:
+        self._paused_s = asyncio.get_running_loop().time()
+        self._timeline.note(
+            "paused", f"conversation {session.session_id[:8]} pauses: {reason}", reason=reason
+        )
+
+    def resumed(self, session: Session) -> None:
+        paused_ms = (asyncio.get_running_loop().time() - self._paused_s) * 1e3
+        tokens = len(session.wanted.prompt) + len(session.generated)
+        self._timeline.note(
+            "resumed",
+            f"conversation {session.session_id[:8]} goes on after {paused_ms:.0f} ms, "
+            f"{tokens} tokens replayed",
+            paused_ms=paused_ms,
+            replayed_tokens=tokens,
+        )
+
+    def _gone(self, plan: Plan) -> str | None:
+        view = self._node.view
+        return next((one.short for one in plan.devices if not view.is_here(one)), None)
+
+    async def _want(self) -> WantReply:
+        try:
+            view = await self._node.wait_for(
+                lambda view: view.leader is not None, timeout_s=LEADER_TIMEOUT_S
+            )
+            assert view.leader is not None
+            body = await self._node.request(
+                view.leader, WANT_PLAN, to_plain(self._wish), PLAN_TIMEOUT_S
+            )
+        except TimeoutError:
+            return WantReply(Outcome.RETRY, "the mesh has no leader", None)
+        except (LinkError, RequestFailed) as error:
+            return WantReply(Outcome.RETRY, str(error), None)
+        reply: WantReply = from_plain(WantReply, body)
+        return reply
+
+    async def _open_on(self, device: PeerId, request: OpenSession) -> OpenReply:
+        body = await self._node.request(device, OPEN_SESSION, to_plain(request), OPEN_TIMEOUT_S)
+        reply: OpenReply = from_plain(OpenReply, body)
+        return reply

@@ -1,0 +1,55 @@
+"""`potluck run`: the text as it comes, and how fast it came."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import Any
+
+from rich.console import Console
+
+from apps.client import Client
+from apps.show import waiting
+
+
+async def stream_text(
+    port: int, body: dict[str, Any], out: Console, err: Console, *, quiet: bool
+) -> dict[str, Any]:
+    """Streams one completion to `out`; returns text, token ids and times. Raises ApiError."""
+    text: list[str] = []
+    token_ids: list[int] = []
+    finish_reason: str | None = None
+    started_s = time.monotonic()
+    first_s: float | None = None
+    async with Client(port) as client:
+        events = client.stream("/v1/completions", {**body, "stream": True})
+        async with aclosing(events):
+            with waiting(err, "planning and loading", quiet=quiet) as progress:
+                async for event in events:
+                    choice = event["choices"][0]
+                    if first_s is None:
+                        first_s = time.monotonic()
+                        progress.stop()
+                    text.append(choice["text"])
+                    token_ids += choice["token_ids"]
+                    finish_reason = choice["finish_reason"] or finish_reason
+                    if not quiet:
+                        out.print(choice["text"], end="", markup=False)
+                        out.file.flush()
+    ended_s = time.monotonic()
+    if not quiet:
+        out.print()
+    first_s = ended_s if first_s is None else first_s
+    rate = (len(token_ids) - 1) / (ended_s - first_s) if ended_s > first_s else 0.0
+    if not quiet:
+        err.print(
+            f"[dim]{len(token_ids)} tokens, first after {first_s - started_s:.2f} s, "
+            f"then {rate:.1f} tokens/s[/]"
+        )
+    return {
+        "text": "".join(text),
+        "token_ids": token_ids,
+        "finish_reason": finish_reason,
+        "first_token_s": first_s - started_s,
+        "tokens_per_s": rate,
+    }

@@ -1,0 +1,104 @@
+"""`potluck up`: one device in the mesh, in the foreground, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+from rich.console import Console
+
+from apps.daemon import Daemon
+from apps.settings import Settings
+from apps.show import escape
+from mesh.config import StateFolder
+from mesh.trust import MeshSecret
+
+# Worth a line on the screen of a device; the rest is in `potluck status` and the events API.
+SPOKEN = {
+    "PeerJoined",
+    "PeerDied",
+    "PeerLeft",
+    "LeaderElected",
+    "Refused",
+    "other",
+    "trouble",
+    "loaded",
+    "plan",
+    "no-plan",
+    "resumed",
+}
+
+
+def run_up(settings: Settings, folder: StateFolder, out: Console, *, as_json: bool) -> None:
+    """Blocks until the device is told to end. Raises ConfigError for a port or folder in use."""
+    secret = MeshSecret.load(folder)
+    is_new = secret is None
+    if secret is None:
+        secret = MeshSecret.new()
+        secret.save(folder)
+    asyncio.run(_run(settings, folder, secret, out, is_new=is_new, as_json=as_json))
+
+
+async def _run(
+    settings: Settings,
+    folder: StateFolder,
+    secret: MeshSecret,
+    out: Console,
+    *,
+    is_new: bool,
+    as_json: bool,
+) -> None:
+    daemon = Daemon(settings, folder, secret)
+
+    def ready(daemon: Daemon) -> None:
+        if as_json:
+            print(json.dumps(_facts(daemon)), flush=True)
+        else:
+            _greet(out, daemon, secret, is_new=is_new)
+
+    running = asyncio.ensure_future(daemon.run(ready))
+    speaking = asyncio.ensure_future(_speak(daemon, out, as_json=as_json))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not as_json:
+            out.print("\nstopped; the others go on without this device")
+    finally:
+        speaking.cancel()
+
+
+async def _speak(daemon: Daemon, out: Console, *, as_json: bool) -> None:
+    """One line per event that a person may care about."""
+    number = 0
+    while True:
+        for event in await daemon.timeline.wait_since(number):
+            number = event.number
+            if as_json:
+                line = {"event": event.kind, "text": event.text, "at_s": event.at_s}
+                print(json.dumps({**line, **event.fields}), flush=True)
+            elif event.kind in SPOKEN:
+                out.print(f"[dim]{escape(event.text)}[/]")
+
+
+def _facts(daemon: Daemon) -> dict[str, object]:
+    return {
+        "event": "up",
+        "id": str(daemon.node.view.me),
+        "name": daemon.settings.name,
+        "api_port": daemon.api_port,
+        "addresses": [str(address) for address in daemon.addresses],
+    }
+
+
+def _greet(out: Console, daemon: Daemon, secret: MeshSecret, *, is_new: bool) -> None:
+    where = ", ".join(str(address) for address in daemon.addresses)
+    out.print(f"[bold]{escape(daemon.settings.name)}[/] is up at {where}")
+    if is_new:
+        out.print("This device has made a new mesh. To let another device in, type there:\n")
+        out.print(f"  [bold]potluck join {secret.join_code}[/]")
+        out.print("  [bold]potluck up[/]\n")
+    out.print(f"API for this machine: http://127.0.0.1:{daemon.api_port}/v1    Ctrl-C stops")

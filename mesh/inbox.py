@@ -1,0 +1,105 @@
+"""Where each message from a linked peer goes: to the core, to the requests, to the hints."""
+
+from __future__ import annotations
+
+from mesh.core import Core
+from mesh.errors import LinkClosed, ProtocolError
+from mesh.hints import Hints
+from mesh.links import Links, reachable
+from mesh.messages import (
+    Beat,
+    Health,
+    Hello,
+    Lead,
+    Leave,
+    Message,
+    Notice,
+    Probe,
+    Reply,
+    Request,
+    Sighting,
+    Vote,
+    VoteRequest,
+    Yield,
+    encode_message,
+)
+from mesh.nursery import Nursery
+from mesh.peer_link import PeerLink
+from mesh.requests import Requests
+
+
+class Inbox:
+    """Takes a message without ever waiting; what takes time runs in a task of the node."""
+
+    def __init__(
+        self, core: Core, requests: Requests, hints: Hints, links: Links, nursery: Nursery
+    ) -> None:
+        self._core = core
+        self._requests = requests
+        self._hints = hints
+        self._links = links
+        self._nursery = nursery
+
+    def take(self, link: PeerLink, message: Message, now_s: float) -> None:
+        """Raises ProtocolError for a message that has no place here."""
+        match message:
+            case Beat():
+                link.incarnation = max(link.incarnation, message.incarnation)
+                self._core.take_beat(link.hello, reachable(link), message, now_s)
+                self.learn(message.sightings, now_s)
+            case Probe():
+                link.post_beat(encode_message(self._core.beat()))
+            case Leave(incarnation):
+                self._core.take_leave(link.peer, incarnation, now_s)
+            case Hello():
+                raise ProtocolError("a second Hello on one link")
+            case VoteRequest() | Vote() | Lead() | Yield():
+                if self._core.view.is_here(link.peer):
+                    self._take_election(link, message, now_s)
+            case Request() | Reply() | Notice():
+                self._take_request(link, message)
+
+    def learn(self, sightings: tuple[Sighting, ...], now_s: float) -> None:
+        """Addresses that a peer knows; of one it holds alive, the news may be fresh."""
+        for sighting in sightings:
+            if sighting.address is not None and sighting.health is Health.ALIVE:
+                self._hints.add(sighting.address, sighting.peer, now_s)
+
+    def _take_election(
+        self, link: PeerLink, message: VoteRequest | Vote | Lead | Yield, now_s: float
+    ) -> None:
+        match message:
+            case VoteRequest():
+                self._core.take_vote_request(link.peer, message, now_s)
+            case Vote():
+                self._core.take_vote(link.peer, message, now_s)
+            case Lead():
+                self._core.take_lead(link.peer, message, now_s)
+            case Yield():
+                self._core.take_yield(link.peer, message, now_s)
+
+    def _take_request(self, link: PeerLink, message: Request | Reply | Notice) -> None:
+        if isinstance(message, Reply):
+            self._requests.take_reply(link.peer, message)
+            return
+        here = self._core.view.is_here(link.peer)
+        if isinstance(message, Notice):
+            if here:
+                self._nursery.start(self._requests.take_notice(link.peer, message))
+        elif here:
+            self._nursery.start(
+                self._requests.serve(link.peer, message, lambda data: self._send_back(link, data))
+            )
+        else:
+            text = "you are not in my view of the mesh; greet me with a newer incarnation"
+            link.post(encode_message(Reply(message.number, text, None)))
+
+    async def _send_back(self, link: PeerLink, data: bytes) -> None:
+        """On the link the request came by, or on the one that took its place."""
+        if not link.closed:
+            await link.send(data)
+            return
+        current = await self._links.wait(link.peer)
+        if current.hello.started_as != link.hello.started_as:
+            raise LinkClosed("the device that asked has restarted")
+        await current.send(data)

@@ -1,0 +1,67 @@
+"""What a tensor link can carry, measured through that very link: latency, then bytes per second."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from mesh.ids import Epoch, PlanId, SessionId
+from mesh.limits import MAX_PROBE_BYTES, PROBE_BUDGET_S, TENSOR_TILE_BYTES
+from mesh.stream import SendStream
+from mesh.tensor_frame import DType, FrameHeader, Kind
+
+_ECHOES = 5
+
+
+class LinkMeasure(NamedTuple):
+    round_trip_s: float
+    bytes_per_s: float
+
+
+async def measure_stream(stream: SendStream) -> LinkMeasure:
+    """Sends probes that the receiver only acknowledges; no more than MAX_PROBE_BYTES of them."""
+    round_trip_s = min([await _echo(stream) for _ in range(_ECHOES)])
+    return LinkMeasure(round_trip_s, await _speed(stream, round_trip_s))
+
+
+async def _echo(stream: SendStream) -> float:
+    clock = asyncio.get_running_loop().time
+    began_s = clock()
+    await stream.arrived(await stream.put(_header(stream, 1), memoryview(b"\0")))
+    return clock() - began_s
+
+
+async def _speed(stream: SendStream, round_trip_s: float) -> float:
+    """A first tile opens TCP's window, and is the whole answer on a link that it keeps busy."""
+    payload = memoryview(bytes(TENSOR_TILE_BYTES))
+    first_s = await _timed(stream, payload, 1)
+    tiles = min(MAX_PROBE_BYTES // len(payload) - 1, int(PROBE_BUDGET_S / first_s))
+    took_s = await _timed(stream, payload, tiles) if tiles > 1 else first_s
+    # The last acknowledgement comes half a round trip late, the first byte as much.
+    return max(tiles, 1) * len(payload) / max(took_s - round_trip_s, took_s / 2)
+
+
+async def _timed(stream: SendStream, payload: memoryview, tiles: int) -> float:
+    clock = asyncio.get_running_loop().time
+    header = _header(stream, len(payload))
+    began_s, last = clock(), 0
+    for _ in range(tiles):
+        last = await stream.put(header, payload)
+    await stream.arrived(last)
+    return clock() - began_s
+
+
+def _header(stream: SendStream, width: int) -> FrameHeader:
+    return FrameHeader(
+        epoch=Epoch(0, stream.peer),
+        plan=PlanId("0" * 32),
+        session=SessionId("0" * 32),
+        kind=Kind.PROBE,
+        dtype=DType.UINT8,
+        choose=False,
+        position=0,
+        rows=1,
+        row=0,
+        tile_rows=1,
+        width=width,
+    )

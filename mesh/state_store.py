@@ -1,0 +1,127 @@
+"""What a device must remember over a restart: its incarnation, its ballot, whom it met.
+
+The file is written twice, `mesh-state.json` and then `mesh-state.mirror.json`, each to a temporary
+file that is fsynced and renamed, and a save returns only when both are on disk. So either copy
+alone holds everything that was ever acted upon, and one torn copy costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mesh.codec import from_plain, to_plain
+from mesh.election import Ballot
+from mesh.errors import ConfigError, ProtocolError
+from mesh.ids import Address, PeerId
+
+FILE_NAME = "mesh-state.json"
+MIRROR_NAME = "mesh-state.mirror.json"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeer:
+    """Whom to look for after a restart, and where."""
+
+    peer: PeerId
+    name: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    incarnation: int = 0
+    ballot: Ballot = field(default_factory=Ballot)
+    peers: tuple[KnownPeer, ...] = ()
+
+
+class StateStore(Protocol):
+    def load(self) -> StoredState:
+        """The last saved state, or the first one; raises ConfigError if it cannot be trusted."""
+
+    def save(self, state: StoredState) -> None:
+        """Returns when it is on disk; raises ConfigError if it could not be written."""
+
+
+class MemoryStore:
+    """A disk that lives as long as this object: for tests, and for nodes that may forget."""
+
+    def __init__(self, state: StoredState | None = None) -> None:
+        self.state = state or StoredState()
+
+    def load(self) -> StoredState:
+        return self.state
+
+    def save(self, state: StoredState) -> None:
+        self.state = state
+
+
+class FileStore:
+    """Two copies in `folder`, mode 0600. Saves are small and rare, so they may block the loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = (folder / FILE_NAME, folder / MIRROR_NAME)
+        self._saves = 0
+
+    def load(self) -> StoredState:
+        """Raises ConfigError if both copies are unreadable: a guess could repeat an old epoch."""
+        found: list[tuple[int, StoredState]] = []
+        problems: list[str] = []
+        for path in self._paths:
+            try:
+                found.append(_parse(path.read_bytes()))
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, ProtocolError) as error:
+                problems.append(f"{path}: {error}")
+        if found:
+            self._saves, state = max(found, key=lambda item: item[0])
+            return state
+        if problems:
+            raise ConfigError(
+                "the mesh state cannot be read, so this device could act in an epoch it already "
+                f"left; restore {self._paths[0].name} from a backup, or delete both copies and "
+                f"join the mesh again ({'; '.join(problems)})"
+            )
+        return StoredState()
+
+    def save(self, state: StoredState) -> None:
+        document = {"save": self._saves + 1, "state": to_plain(state)}
+        data = json.dumps(document, indent=1).encode()
+        try:
+            for path in self._paths:
+                _write(path, data)
+        except OSError as error:
+            raise ConfigError(
+                f"the mesh state could not be written to {self._paths[0].parent}: {error}; "
+                "free some space there, or make it writable"
+            ) from error
+        self._saves += 1
+
+
+def _parse(data: bytes) -> tuple[int, StoredState]:
+    document: Any = json.loads(data)
+    if not isinstance(document, Mapping) or type(document.get("save")) is not int:
+        raise ValueError("not a saved mesh state")  # noqa: TRY004 (one class for a torn file)
+    state: StoredState = from_plain(StoredState, document.get("state"))
+    return document["save"], state
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)

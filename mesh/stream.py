@@ -1,0 +1,247 @@
+"""A one-way run of tensor frames that survives its connections: nothing lost, nothing twice.
+
+The sender numbers its frames and keeps each until the receiver has acknowledged it. The receiver
+names, in the request that opens the websocket, the stream it knows and the number it wants next;
+the sender answers with a start message, sends again what was not acknowledged, and goes on.
+
+    request      ?stream=<16 hex digits>&next=<number>   or nothing, when it knows no stream
+    start        stream id (8 bytes), number of the first frame to come (8 bytes)
+    frame        number (8 bytes), header, payload           sender to receiver
+    acknowledge  number wanted next (8 bytes)                receiver to sender, for all below it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mesh.errors import LinkClosed, ProtocolError
+from mesh.ids import PeerId
+from mesh.limits import FRAMES_IN_FLIGHT, MAX_TENSOR_FRAME_BYTES
+from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
+from mesh.websocket import Websocket
+
+STREAM_ID_BYTES = 8
+_NUMBER = struct.Struct("<Q")
+_START = struct.Struct(f"<{STREAM_ID_BYTES}sQ")
+PREFIX_BYTES = _NUMBER.size
+MAX_STREAM_MESSAGE_BYTES = PREFIX_BYTES + MAX_TENSOR_FRAME_BYTES
+
+
+@dataclass(slots=True)
+class SendCounts:
+    """Of one peer, over all streams to it; bytes with headers and numbers, each frame once."""
+
+    frames: int = 0
+    size_bytes: int = 0
+    resent: int = 0
+
+
+class SendStream:
+    """The sender's half: at most FRAMES_IN_FLIGHT frames are kept unacknowledged."""
+
+    def __init__(self, peer: PeerId, counts: SendCounts) -> None:
+        self.peer = peer
+        self._counts = counts
+        self._id = secrets.token_bytes(STREAM_ID_BYTES)
+        self._kept: deque[memoryview] = deque()
+        self._acknowledged = 0  # every frame with a lower number has arrived
+        self._unsent = 0  # every frame with a lower number has been written to some connection
+        self._serving: Websocket | None = None  # the receiver's newest connection
+        self._websocket: Websocket | None = None  # the same, once nothing is left to send again
+        self._changed = asyncio.Event()
+        self._closed: str | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the receiver has dialled and nothing is left to send again."""
+        return self._websocket is not None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is wanted and has no connection, not even a newer one."""
+        return self._closed is None and self._serving is None
+
+    async def put(self, header: FrameHeader, payload: memoryview) -> int:
+        """Numbers a frame and sends it as soon as there is room and a receiver; its number.
+
+        Copies the payload (joining it to its header costs a twentieth of encrypting it), so its
+        buffer is free again on return. Cancelled while it waits for room, it has done nothing.
+        """
+        message = self._message(header, payload)
+        await self.until(lambda: len(self._kept) < FRAMES_IN_FLIGHT)
+        number = self._next
+        _NUMBER.pack_into(message, 0, number)
+        # A memoryview, since asyncio's TLS cuts what it writes, and cutting bytes would copy them.
+        view = memoryview(message)
+        self._kept.append(view)
+        self._counts.frames += 1
+        self._counts.size_bytes += len(view)
+        if self._websocket is not None:
+            self._unsent = number + 1
+            # Broken or being cut: the frame is kept, and goes out again with the next connection.
+            with contextlib.suppress(LinkClosed):
+                await self._websocket.send(view)
+        return number
+
+    async def arrived(self, number: int) -> None:
+        """Returns when the receiver has acknowledged this frame."""
+        await self.until(lambda: self._acknowledged > number)
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Waits for a condition on this stream; raises LinkClosed when it is closed."""
+        while True:
+            if self._closed is not None:
+                raise LinkClosed(f"link to {self.peer.short}: {self._closed}")
+            if happened():
+                return
+            await self._changed.wait()
+
+    async def serve(self, websocket: Websocket) -> None:
+        """Runs one connection of the receiver until it breaks; raises LinkClosed then.
+
+        A newer connection replaces an older one: the receiver redials only when the old is lost.
+        """
+        if self._serving is not None:
+            self._serving.abort("replaced by a newer link")
+        self._serving, self._websocket = websocket, None
+        resume = self._resume(websocket.query)
+        self._acknowledge(resume)
+        try:
+            await websocket.send(_START.pack(self._id, resume))
+            await self._resend(websocket)
+            while True:
+                self._acknowledge(self._read_number(await websocket.receive()))
+        except ProtocolError as error:
+            await websocket.close(str(error))
+            raise LinkClosed(str(error)) from None
+        finally:
+            if self._serving is websocket:
+                self._serving = self._websocket = None
+                self._notify()
+
+    async def close(self, reason: str) -> None:
+        """Gives up: waiting and later calls raise LinkClosed."""
+        self._closed = reason
+        websocket, self._serving, self._websocket = self._serving, None, None
+        self._notify()
+        if websocket is not None:
+            await websocket.close(reason)
+
+    @property
+    def _next(self) -> int:
+        return self._acknowledged + len(self._kept)
+
+    def _message(self, header: FrameHeader, payload: memoryview) -> bytearray:
+        payload = payload.cast("B")
+        if len(payload) != header.tile_bytes:
+            raise ProtocolError(
+                f"a tile [{header.tile_rows}, {header.width}] of {header.dtype.name} has "
+                f"{header.tile_bytes} bytes; the payload has {len(payload)}"
+            )
+        message = bytearray().join((bytes(PREFIX_BYTES), encode_header(header), payload))
+        if len(message) > MAX_STREAM_MESSAGE_BYTES:
+            raise ProtocolError(
+                f"frame of {len(message)} bytes; at most {MAX_STREAM_MESSAGE_BYTES}: cut the "
+                "tensor into smaller tiles"
+            )
+        return message
+
+    def _resume(self, query: Mapping[str, str]) -> int:
+        """Where to go on: where the receiver wants, if it speaks of this stream and what is kept;
+        else at the oldest frame kept, since the receiver has started afresh.
+        """
+        wanted = query.get("next", "")
+        if query.get("stream") != self._id.hex() or not (wanted.isascii() and wanted.isdigit()):
+            return self._acknowledged
+        number = int(wanted[:20])
+        return number if self._acknowledged <= number <= self._next else self._acknowledged
+
+    async def _resend(self, websocket: Websocket) -> None:
+        """Everything kept, in order; only then may `put` write to this connection itself."""
+        number = self._acknowledged
+        while number < self._next:
+            self._counts.resent += number < self._unsent
+            self._unsent = max(self._unsent, number + 1)
+            await websocket.send(self._kept[number - self._acknowledged])
+            number += 1
+        if self._serving is websocket:
+            self._websocket = websocket
+            self._notify()
+
+    def _read_number(self, data: bytes) -> int:
+        if len(data) != _NUMBER.size:
+            raise ProtocolError(f"an acknowledgement has {_NUMBER.size} bytes; {len(data)} came")
+        number: int = _NUMBER.unpack(data)[0]
+        if not self._acknowledged <= number <= self._next:
+            raise ProtocolError(
+                f"frames {self._acknowledged}..{self._next} are out; {number} was acknowledged"
+            )
+        return number
+
+    def _acknowledge(self, number: int) -> None:
+        while self._acknowledged < number:
+            self._kept.popleft()
+            self._acknowledged += 1
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class ReceiveStream:
+    """The receiver's half: what it has seen of the peer's stream, kept from dial to dial."""
+
+    def __init__(self) -> None:
+        self.received_frames = 0
+        self.received_bytes = 0
+        self.duplicate_frames = 0
+        self._id: bytes | None = None
+        self._wanted = 0
+
+    @property
+    def query(self) -> dict[str, str]:
+        """For the next dial."""
+        return {} if self._id is None else {"stream": self._id.hex(), "next": str(self._wanted)}
+
+    @property
+    def acknowledgement(self) -> bytes:
+        return _NUMBER.pack(self._wanted)
+
+    def start(self, data: bytes) -> None:
+        """Takes the peer's start message; another stream id is another run of the peer."""
+        if len(data) != _START.size:
+            raise ProtocolError(f"a start message has {_START.size} bytes; {len(data)} came")
+        stream_id, number = _START.unpack(data)
+        if stream_id == self._id and number > self._wanted:
+            raise ProtocolError(f"the stream starts at frame {number}, {self._wanted} is wanted")
+        if stream_id != self._id:
+            self._id, self._wanted = stream_id, number
+
+    def take(self, data: bytes) -> TensorFrame | None:
+        """The next frame, or None for one seen before. Whatever it raises, `skip` passes over."""
+        if len(data) < PREFIX_BYTES:
+            raise ProtocolError(f"frame of {len(data)} bytes: shorter than its number")
+        (number,) = _NUMBER.unpack_from(data)
+        if number < self._wanted:
+            self.duplicate_frames += 1
+            return None
+        if number > self._wanted:
+            raise ProtocolError(f"frame {number} came where {self._wanted} is wanted")
+        return decode_frame(memoryview(data)[PREFIX_BYTES:])
+
+    def done(self, size_bytes: int) -> None:
+        """The wanted frame has been handled: it will be acknowledged and never asked for again."""
+        self.received_frames += 1
+        self.received_bytes += size_bytes
+        self._wanted += 1
+
+    def skip(self) -> None:
+        """The wanted frame was refused: go on behind it, or a bad frame would come for ever."""
+        self._wanted += 1

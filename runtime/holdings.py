@@ -1,0 +1,88 @@
+"""Holdings: the weights this device keeps in memory, from one plan to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mesh.ids import ModelId
+from planner.plan import Span
+from planner.profile import ModelProfile
+from runtime.models.block import Block
+from runtime.stage import Stage
+from runtime.weights import Checkpoint, Head
+from runtime.worker import Worker
+
+Progress = Callable[[int, int], None]  # bytes loaded, bytes to load
+
+
+class Holdings:
+    """Layers and head of one model. A new plan loads only what is missing."""
+
+    def __init__(self, worker: Worker, memory_bytes: int) -> None:
+        self.memory_bytes = memory_bytes
+        self._worker = worker
+        self._checkpoint: Checkpoint | None = None
+        self._profile: ModelProfile | None = None
+        self._blocks: dict[int, Block] = {}
+        self._head: Head | None = None
+
+    @property
+    def model(self) -> ModelId | None:
+        return self._checkpoint.model_id if self._checkpoint else None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self._blocks))
+
+    @property
+    def has_head(self) -> bool:
+        return self._head is not None
+
+    @property
+    def size_bytes(self) -> int:
+        """What the weights in memory weigh."""
+        if self._profile is None:
+            return 0
+        held = sum(self._profile.layers[index].weight_bytes for index in self._blocks)
+        return held + (self._profile.head_bytes if self._head is not None else 0)
+
+    async def load(self, checkpoint: Checkpoint, span: Span, progress: Progress) -> Stage:
+        """Brings the layers of `span` (and the head, if it ends the model) into memory.
+
+        What the old plan used stays until `release`, so that it can go on meanwhile, unless both
+        together exceed the memory limit: then what the new plan does not need goes first.
+        Raises BadModelFile when the file turns out to be damaged.
+        """
+        if self.model != checkpoint.model_id:
+            self.clear()
+            self._checkpoint, self._profile = checkpoint, checkpoint.profile()
+        profile = checkpoint.profile()
+        missing = [index for index in range(span.first, span.last) if index not in self._blocks]
+        wants_head = span.last == len(profile.layers)
+        needs_head = wants_head and self._head is None
+        to_load = sum(profile.layers[index].weight_bytes for index in missing)
+        to_load += profile.head_bytes if needs_head else 0
+        if self.size_bytes + to_load > self.memory_bytes:
+            self.release(span)
+        loaded = 0
+        progress(loaded, to_load)
+        # One layer a turn, so that the steps of a plan still running come in between.
+        for index in missing:
+            self._blocks[index] = await self._worker.run(checkpoint.load_layer, index)
+            loaded += profile.layers[index].weight_bytes
+            progress(loaded, to_load)
+        if needs_head:
+            self._head = await self._worker.run(checkpoint.load_head)
+            progress(to_load, to_load)
+        return Stage(checkpoint, span, self._blocks, self._head if wants_head else None)
+
+    def release(self, keep: Span) -> None:
+        """Lets go of the layers outside `keep`, and of the head unless `keep` ends the model."""
+        self._blocks = {i: block for i, block in self._blocks.items() if i in keep}
+        if self._profile is not None and keep.last != len(self._profile.layers):
+            self._head = None
+
+    def clear(self) -> None:
+        """Lets go of everything."""
+        self._checkpoint, self._profile, self._head = None, None, None
+        self._blocks = {}

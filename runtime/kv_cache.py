@@ -1,0 +1,126 @@
+"""Keys and values of one session: a cache a layer, which a step that comes again may rewind."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mesh.errors import GenerationFailed
+from planner.plan import Span
+from runtime.models.spec import DecoderSpec
+
+# A cache grows by this many tokens: 0.5 MB a layer in Gemma 3 270M.
+GROWTH_TOKENS: Final = 256
+# How far behind its furthest position a windowed cache can always go back: one step of the
+# pipeline, the longest being 512 tokens. A longer step can be taken back as long as it is the last.
+REWIND_TOKENS: Final = 512
+
+
+class LayerCache:
+    """One layer's keys and values, at consecutive positions from `first` to `end`.
+
+    A full layer keeps everything. A windowed layer drops what no token can see any more, but not
+    at once: it can `truncate` to the start of its last step, and to any position up to
+    REWIND_TOKENS behind the furthest it has reached. So it holds at most
+    window - 1 + max(REWIND_TOKENS, the longest step) tokens, and room for GROWTH_TOKENS more.
+    """
+
+    def __init__(self, kv_heads: int, head_dim: int, window: int | None, context: int) -> None:
+        self.window = window
+        self.context = context
+        self.first = 0  # the oldest token still held
+        self.end = 0  # the position of the next token
+        self._keys = torch.empty(kv_heads, 0, head_dim)  # [K, capacity, D]
+        self._values = torch.empty(kv_heads, 0, head_dim)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is allocated, used or not."""
+        return self._keys.nbytes + self._values.nbytes
+
+    def truncate(self, position: int) -> None:
+        """Forgets everything at and after `position`; a position not yet reached changes nothing.
+
+        Raises GenerationFailed when a windowed layer has dropped what the token there would see.
+        """
+        if position >= self.end:
+            return
+        if self.window is not None and self.first > max(0, position - self.window + 1):
+            raise GenerationFailed(
+                f"the cache cannot go back from token {self.end} to {position}: with a window of "
+                f"{self.window} it rewinds {REWIND_TOKENS} tokens or one step; replay the session"
+            )
+        self.end = max(position, 0)
+
+    def append(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Adds keys and values [K, S, D] at `position`, which must be the end.
+
+        Returns those that the S tokens may see, [K, T, D] each, as views that hold until the next
+        append, and the position of the first. Raises GenerationFailed for a gap or a full context.
+        """
+        count = keys.shape[1]
+        self._check(position, count)
+        self._make_room(count)
+        start = position - self.first
+        self._keys[:, start : start + count] = keys
+        self._values[:, start : start + count] = values
+        self.end = position + count
+        seen = self.first if self.window is None else max(self.first, position - self.window + 1)
+        visible = slice(seen - self.first, self.end - self.first)
+        return self._keys[:, visible], self._values[:, visible], seen
+
+    def _check(self, position: int, count: int) -> None:
+        if position != self.end:
+            raise GenerationFailed(
+                f"expected the token at position {self.end}, got {position}; replay the session"
+            )
+        if position + count > self.context:
+            raise GenerationFailed(
+                f"the context of {self.context} tokens is full; start a new session"
+            )
+
+    def _make_room(self, count: int) -> None:
+        """Drops old tokens or grows, so that `count` more fit behind the end."""
+        capacity = self._keys.shape[1]
+        if self.end + count - self.first <= capacity:
+            return
+        oldest = self.first
+        if self.window is not None:
+            last_rewind = min(self.end, self.end + count - REWIND_TOKENS)
+            oldest = max(self.first, last_rewind - self.window + 1)
+        kept = slice(oldest - self.first, self.end - self.first)
+        needed = self.end + count - oldest
+        # A windowed layer that has begun to drop moves its tokens once in GROWTH_TOKENS.
+        spare = GROWTH_TOKENS if oldest > self.first else 0
+        capacity = min(self.context, -(-needed // GROWTH_TOKENS) * GROWTH_TOKENS + spare)
+        self._keys = _moved(self._keys, kept, capacity)
+        self._values = _moved(self._values, kept, capacity)
+        self.first = oldest
+
+
+def _moved(held: Tensor, kept: slice, capacity: int) -> Tensor:
+    moved = torch.empty(held.shape[0], capacity, held.shape[2])
+    moved[:, : kept.stop - kept.start] = held[:, kept]
+    return moved
+
+
+class SessionCache:
+    """The caches of one session for the layers of one stage."""
+
+    def __init__(self, spec: DecoderSpec, span: Span, context: int) -> None:
+        """`context` bounds the session; it may be less than the model's."""
+        self.layers = [
+            LayerCache(spec.kv_heads, spec.head_dim, layer.window, min(context, spec.context))
+            for layer in spec.layers[span.first : span.last]
+        ]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(layer.size_bytes for layer in self.layers)
+
+    def truncate(self, position: int) -> None:
+        """Forgets everything at and after `position` in each layer; see LayerCache.truncate."""
+        for layer in self.layers:
+            layer.truncate(position)

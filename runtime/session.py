@@ -1,0 +1,187 @@
+"""A session: one conversation's generation, as its owner drives it. What is lost is replayed here.
+
+The owner keeps the token ids. When the plan under a session ends (a device was lost, a better plan
+came), the session waits for the next one and sends all it has, prompt and generated tokens, through
+it; the caches are rebuilt and the stream goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mesh.errors import GenerationFailed, LinkError, PromptTooLong, StaleEpoch
+from mesh.ids import PeerId, SessionId
+from planner.plan import Plan
+from runtime.pipeline import MAX_STEP_ROWS
+from runtime.sampling import Sampling
+from runtime.session_messages import OpenSession
+from runtime.steps import Answer, Lease, Steps
+
+# Replays without one new token in between: each waits for a new plan, so this many lost plans in a
+# row mean that the home is not settling down, and a person should hear of it.
+MAX_FRUITLESS_REPLAYS = 10
+# A step that a stage could not do is tried again (a peer sent garbage, memory was short), but a
+# step that fails so often fails for a reason of its own.
+MAX_FAILED_STEPS = 3
+# A step that makes no sound for so long is stuck, though its devices' hearts beat: a prompt's chunk
+# of 512 tokens takes a Pi about 20 s for a model of 1 B weights, and loading never runs in a step.
+STEP_TIMEOUT_S = 120.0
+
+
+class Road(Protocol):
+    """What a session needs of the device it lives on."""
+
+    async def plan(self) -> Plan:
+        """The plan in force for this model; waits for one. Raises PlanError when none can be."""
+
+    async def open(self, plan: Plan, request: OpenSession) -> None:
+        """Makes room on every stage. Raises Busy, StaleEpoch or LinkClosed."""
+
+    async def close(self, plan: Plan, session: SessionId) -> None:
+        """Frees what `open` took; never raises."""
+
+    def paused(self, session: Session, reason: str) -> None:
+        """The stream pauses: all tokens so far will be computed again."""
+
+    def resumed(self, session: Session) -> None:
+        """The next token has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the client asked for."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    end_ids: frozenset[int]
+
+
+@dataclass(slots=True)
+class Session:
+    """One generation, from prompt to end."""
+
+    me: PeerId
+    wanted: Wanted
+    road: Road
+    steps: Steps
+    session_id: SessionId = field(default_factory=SessionId.new)
+    generated: list[int] = field(default_factory=list)
+    replays: int = 0
+    finish_reason: str | None = None
+    _paused: bool = False
+
+    async def tokens(self) -> AsyncGenerator[int, None]:
+        """The tokens as they come; `finish_reason` is set at the end ("stop" or "length").
+
+        Raises PromptTooLong, Busy, PlanError, and GenerationFailed when replaying does not help.
+        """
+        fruitless = failed = 0
+        while self.finish_reason is None:
+            plan = await self.road.plan()
+            before = len(self.generated)
+            try:
+                with self.steps.lease(plan, self.session_id) as lease:
+                    await self._open(plan)
+                    async for token in self._under(lease):
+                        fruitless = failed = 0
+                        yield token
+            except (StaleEpoch, LinkError) as error:
+                fruitless = 0 if len(self.generated) > before else fruitless + 1
+                self._pause(str(error))
+                if fruitless > MAX_FRUITLESS_REPLAYS:
+                    raise GenerationFailed(
+                        f"{fruitless} plans in a row were lost before the next token; "
+                        f"the last one: {error}. See `potluck status`."
+                    ) from error
+            except GenerationFailed as error:
+                failed += 1
+                self._pause(str(error))
+                if failed >= MAX_FAILED_STEPS:
+                    raise
+            finally:
+                await self.road.close(plan, self.session_id)
+
+    async def _open(self, plan: Plan) -> None:
+        context, prompt = plan.capacity.context, len(self.wanted.prompt)
+        if prompt >= context:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and the context holds {context}; "
+                "shorten the prompt, or start the devices with a larger --context"
+            )
+        if prompt + len(self.generated) >= context:
+            raise GenerationFailed(
+                f"the conversation has {prompt + len(self.generated)} tokens, "
+                f"and the devices that are left hold only {context}; bring one back, or ask again"
+            )
+        request = OpenSession(
+            plan.epoch, plan.plan_id, self.session_id, self.me, self.wanted.sampling, context
+        )
+        await self.road.open(plan, request)
+
+    async def _under(self, lease: Lease) -> AsyncGenerator[int, None]:
+        """Prefill with all there is, then one token a step, until the end or an error."""
+        known = self.wanted.prompt + self.generated
+        token = await self._prefill(lease, known)
+        position = len(known)  # where `token` goes next
+        while True:
+            self._resume()
+            if token in self.wanted.end_ids:
+                self.finish_reason = "stop"
+                return
+            self.generated.append(token)
+            full = position >= lease.plan.capacity.context
+            if full or len(self.generated) >= self.wanted.max_new_tokens:
+                self.finish_reason = "length"
+                yield token
+                return
+            yield token
+            token = await self._choose(self.steps.begin(lease, position, [token], choose=True))
+            position += 1
+
+    async def _prefill(self, lease: Lease, known: list[int]) -> int:
+        """Sends all tokens in chunks, a few of them under way at once so that no stage idles."""
+        starts = range(0, len(known), MAX_STEP_ROWS)
+        window = len(lease.plan.stages) + 1
+        under_way: deque[Answer] = deque()
+        try:
+            for first in starts:
+                chunk = known[first : first + MAX_STEP_ROWS]
+                last = first + len(chunk) == len(known)
+                under_way.append(self.steps.begin(lease, first, chunk, choose=last))
+                if len(under_way) > window:
+                    await self._answer(under_way.popleft())
+            while len(under_way) > 1:
+                await self._answer(under_way.popleft())
+            return await self._choose(under_way.popleft())
+        finally:
+            for answer in under_way:
+                answer.cancel()
+
+    async def _choose(self, answer: Answer) -> int:
+        token = await self._answer(answer)
+        if token is None:
+            raise GenerationFailed("the last stage chose no token where one was asked for")
+        return token
+
+    async def _answer(self, answer: Answer) -> int | None:
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            raise GenerationFailed(f"a step had no answer within {STEP_TIMEOUT_S:.0f} s") from None
+
+    def _pause(self, reason: str) -> None:
+        if not self._paused:
+            self._paused = True
+            self.replays += 1
+            self.road.paused(self, reason)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.road.resumed(self)

@@ -1,0 +1,140 @@
+"""The tokenizer of a GGUF file: text to token ids, and ids back to text, also as they come."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from runtime.byte_level import WORD_RULES, ByteLevel
+from runtime.gguf import GGUFFile
+from runtime.sentencepiece import SPACE, SentencePiece
+from runtime.vocabulary import TokenType, Vocabulary
+
+
+class Scheme(Protocol):
+    """How a family of tokenizers turns plain text into ids, and an id into bytes."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class Tokenizer:
+    """Thread-safe. Made from the file's metadata in a fraction of a second; nothing is cached."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Raises UnsupportedModel for a kind of tokenizer that we do not have."""
+        self.vocabulary = vocabulary
+        self.end_ids = vocabulary.end_ids  # tokens that end a generation
+        self._scheme: Scheme
+        if vocabulary.name("model", "", ("llama", "gpt2")) == "llama":
+            self._scheme = SentencePiece(vocabulary)
+            self._adds_bos = vocabulary.flag("add_bos_token", True)
+            self._space_prefix = vocabulary.flag("add_space_prefix", True)
+        else:
+            rule = WORD_RULES[vocabulary.name("pre", "gpt-2", tuple(WORD_RULES))]
+            self._scheme = ByteLevel(vocabulary, rule)
+            self._adds_bos = vocabulary.flag("add_bos_token", rule.adds_bos)
+            self._space_prefix = False
+        user_defined = dict(vocabulary.of_type(TokenType.USER_DEFINED))
+        control = dict(vocabulary.of_type(TokenType.CONTROL))
+        self._plain_marks = _Marks(user_defined)
+        self._all_marks = _Marks(user_defined | control)
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> Tokenizer:
+        """Raises BadModelFile or UnsupportedModel."""
+        return cls(Vocabulary(file.metadata))
+
+    def encode(self, text: str, *, bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids, with the beginning of sequence in front where the file wants it.
+
+        With `parse_special` False, text like "<end_of_turn>" stays text: for what a user wrote.
+        """
+        # Half a surrogate pair, which JSON can carry, is no letter: it becomes U+FFFD.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        prefix = " " if self._space_prefix else ""
+        ids: list[int] = []
+        for part in (self._all_marks if parse_special else self._plain_marks).split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._scheme.encode(prefix + part)
+        bos_id = self.vocabulary.bos_id
+        if bos and self._adds_bos and bos_id is not None and ids[:1] != [bos_id]:
+            ids.insert(0, bos_id)
+        return ids
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text, without control tokens. Raises GenerationFailed for an unknown id."""
+        stream = TextStream(self)
+        text = "".join(map(stream.push, token_ids)) + stream.finish()
+        return text.removeprefix(" ") if self._space_prefix else text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to the text, in UTF-8; nothing for a control token."""
+        self.vocabulary.check(token_id)
+        match self.vocabulary.types[token_id]:
+            case TokenType.CONTROL:
+                return b""
+            case TokenType.UNKNOWN:
+                return "\N{REPLACEMENT CHARACTER}".encode()
+            case _:
+                return self._scheme.token_bytes(token_id)
+
+
+class TextStream:
+    """Turns tokens into text as they come; a letter appears when its last byte has come."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Bytes that can never become a letter turn into U+FFFD; those that may yet are kept back.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that is complete now and was not before."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def finish(self) -> str:
+        """What is left at the end; the bytes of a letter that never became whole are dropped."""
+        self._decoder.reset()
+        return ""
+
+
+class _Marks:
+    """Tokens that are found in the text as they stand, before anything is merged."""
+
+    def __init__(self, marks: dict[str, int]) -> None:
+        self._ids = {text.replace(SPACE, " "): token_id for text, token_id in marks.items() if text}
+        self._lengths: dict[str, list[int]] = {}  # by first letter, the longest first
+        for text in self._ids:
+            self._lengths.setdefault(text[0], []).append(len(text))
+        for letter, lengths in self._lengths.items():
+            self._lengths[letter] = sorted(set(lengths), reverse=True)
+        letters = "".join(map(re.escape, self._lengths))
+        self._starts = re.compile(f"[{letters}]" if letters else r"(?!)")
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """Runs of text and, between them, the ids of the leftmost longest marks."""
+        done = position = 0
+        while match := self._starts.search(text, position):
+            start = match.start()
+            found = self._at(text, start)
+            if found is None:
+                position = start + 1
+                continue
+            if start > done:
+                yield text[done:start]
+            yield self._ids[found]
+            done = position = start + len(found)
+        if done < len(text):
+            yield text[done:]
+
+    def _at(self, text: str, start: int) -> str | None:
+        for length in self._lengths[text[start]]:
+            candidate = text[start : start + length]
+            if candidate in self._ids:
+                return candidate
+        return None

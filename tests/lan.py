@@ -1,0 +1,157 @@
+"""A home LAN on one machine: a bridge and N devices, each in a network namespace of its own.
+
+Nothing is added to the machine's own network, and no namespace has a way out. Needs root and
+iproute2 (and nftables for silent cuts); where they are missing, tests skip with the reason.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def why_not() -> str | None:
+    """Why namespaces cannot be made here; None when they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for tool in ("ip", "tc", "nft"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed (apt-get install iproute2 nftables)"
+    probe = f"plq{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if made.returncode != 0:
+        return f"no namespace can be made: {made.stderr.strip()}"
+    _run("ip", "netns", "del", probe)
+    return None
+
+
+@dataclass(slots=True)
+class Lan:
+    """`count` devices on one switch. Device i has the address 10.77.0.(i+1) on eth0."""
+
+    count: int
+    prefix: str = field(default_factory=lambda: f"pl{os.getpid() % 100000}")
+
+    def __enter__(self) -> Self:
+        try:
+            self._build()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+    def namespace(self, index: int) -> str:
+        return f"{self.prefix}-{index}"
+
+    def address(self, index: int) -> str:
+        return f"10.77.0.{index + 1}"
+
+    def launcher(self, index: int) -> tuple[str, ...]:
+        """Put before a command, it runs on that device."""
+        return ("ip", "netns", "exec", self.namespace(index))
+
+    def unplug(self, index: int) -> None:
+        """Cable out: the device sees no carrier, the others see nothing at all."""
+        _run("ip", "-n", self._switch, "link", "set", f"p{index}", "down")
+
+    def replug(self, index: int) -> None:
+        _run("ip", "-n", self._switch, "link", "set", f"p{index}", "up")
+
+    def cut(self, index: int) -> None:
+        """Silent: every packet from and to the device is dropped, and its carrier stays up."""
+        _run(*self._nft(f"add table bridge cut{index}"))
+        chain = "{ type filter hook forward priority 0; policy accept; }"
+        _run(*self._nft(f"add chain bridge cut{index} f {chain}"))
+        for side in ("iifname", "oifname"):
+            _run(*self._nft(f'add rule bridge cut{index} f {side} "p{index}" counter drop'))
+
+    def heal(self, index: int) -> None:
+        _run(*self._nft(f"delete table bridge cut{index}"))
+
+    def shape(self, index: int, up_mbit: int, down_mbit: int) -> None:
+        """Limits a device's link in each direction."""
+        _shape(self.namespace(index), "eth0", up_mbit)
+        _shape(self._switch, f"p{index}", down_mbit)
+
+    def socket_factory(self, index: int) -> Any:
+        """For aiohttp's TCPConnector: sockets that live on that device."""
+
+        def make(address: tuple[Any, ...]) -> socket.socket:
+            family, kind, protocol, _, _ = address
+            with _inside(self.namespace(index)):
+                return socket.socket(family, kind, protocol)
+
+        return make
+
+    @property
+    def _switch(self) -> str:
+        return f"{self.prefix}-sw"
+
+    def _nft(self, rule: str) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", self._switch, "nft", rule)
+
+    def _build(self) -> None:
+        switch = self._switch
+        _run("ip", "netns", "add", switch)
+        _run("ip", "-n", switch, "link", "set", "lo", "up")
+        options = ("mcast_snooping", "0", "stp_state", "0", "forward_delay", "0")
+        _run("ip", "-n", switch, "link", "add", "br0", "type", "bridge", *options)
+        _run("ip", "-n", switch, "link", "set", "br0", "up")
+        for index in range(self.count):
+            device, port = self.namespace(index), f"p{index}"
+            _run("ip", "netns", "add", device)
+            _run("ip", "-n", device, "link", "set", "lo", "up")
+            peer = ("peer", "name", "eth0", "netns", device)
+            _run("ip", "-n", switch, "link", "add", port, "type", "veth", *peer)
+            _run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
+            _run("ip", "-n", device, "addr", "add", f"{self.address(index)}/24", "dev", "eth0")
+            _run("ip", "-n", device, "link", "set", "eth0", "up")
+
+    def _remove(self) -> None:
+        for name in (*(self.namespace(index) for index in range(self.count)), self._switch):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def _shape(namespace: str, device: str, mbit: int) -> None:
+    tc = ("tc", "-n", namespace)
+    subprocess.run([*tc, "qdisc", "del", "dev", device, "root"], capture_output=True)
+    _run(*tc, "qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "10")
+    burst = ("burst", "128k", "cburst", "128k", "quantum", "60000")
+    rate = ("htb", "rate", f"{mbit}mbit", *burst)
+    _run(*tc, "class", "add", "dev", device, "parent", "1:", "classid", "1:10", *rate)
+
+
+@contextmanager
+def _inside(namespace: str) -> Iterator[None]:
+    """This thread, for a moment, in another network namespace."""
+    with Path("/proc/self/ns/net").open() as own, Path(f"/run/netns/{namespace}").open() as there:
+        _setns(there.fileno())
+        try:
+            yield
+        finally:
+            _setns(own.fileno())
+
+
+def _setns(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

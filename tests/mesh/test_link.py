@@ -1,0 +1,455 @@
+"""Tensor links over loopback: everything once and in order, whatever happens to the connections."""
+
+import asyncio
+import random
+
+import pytest
+
+from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
+from mesh.identity import Identity
+from mesh.ids import PeerId
+from mesh.limits import (
+    FRAMES_IN_FLIGHT,
+    MAX_HEADER_BYTES,
+    MAX_MEMBERS,
+    MAX_PROBE_BYTES,
+    MAX_TENSOR_FRAME_BYTES,
+    TENSOR_TILE_BYTES,
+)
+from mesh.link import TENSOR_ROUTE, TensorLinks
+from mesh.server import WebsocketServer
+from mesh.stream import MAX_STREAM_MESSAGE_BYTES, PREFIX_BYTES
+from mesh.tensor_frame import Kind, encode_header
+from mesh.trust import MeshSecret, MeshTrust
+from tests.mesh.home import DEADLINE_S, LOOPBACK, Device, Relay, device, header, link_up
+
+SECRET = MeshSecret.new()
+START_BYTES = 16
+TLS_RECORD_BYTES = 16384
+TLS_OVERHEAD_BYTES = 22  # per record, in TLS 1.3 with AES-GCM or ChaCha20
+
+
+@pytest.fixture(autouse=True)
+async def deadline():
+    async with asyncio.timeout(DEADLINE_S):
+        yield
+
+
+def payload(width: int, position: int) -> memoryview:
+    return memoryview(random.Random(position).randbytes(width))
+
+
+async def send(sender: Device, receiver: Device, width: int, position: int) -> None:
+    await sender.links.send(receiver.peer, header(width, position), payload(width, position))
+
+
+def assert_all_once_in_order(receiver: Device, sender: Device, count: int) -> None:
+    assert [frame.position for _, frame, _ in receiver.frames] == list(range(count))
+    for peer, frame, data in receiver.frames:
+        assert peer == sender.peer
+        assert data == payload(frame.width, frame.position)
+
+
+async def test_frames_arrive_once_in_order_both_ways():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        await link_up(two, one)
+        for number in range(50):
+            await send(one, two, 1 + 1000 * number, number)
+            await send(two, one, 10, number)
+        await two.until(lambda: len(two.frames) == 50)
+        await one.until(lambda: len(one.frames) == 50)
+        assert_all_once_in_order(two, one, 50)
+        assert_all_once_in_order(one, two, 50)
+        stats = one.links.stats(two.peer)
+        assert (stats.sending, stats.receiving) == (True, True)
+        assert (stats.sent_frames, stats.received_frames, stats.resent_frames) == (50, 50, 0)
+
+
+@pytest.mark.parametrize("width", [2, 2560, 16000, TENSOR_TILE_BYTES])
+async def test_a_hop_costs_its_activation_and_at_most_200_bytes(width):
+    """Counted on the wire by a relay; beside it, TLS adds 22 bytes per record of 16 KiB."""
+    async with device(SECRET) as one, device(SECRET) as two:
+        relay = Relay(one.address)
+        async with relay.running() as address:
+            await link_up(one, two, address)
+            await send(one, two, width, 0)
+            await two.until(lambda: len(two.frames) == 1)
+            before, count = relay.answered_bytes, 20
+            for number in range(1, count + 1):
+                await send(one, two, width, number)
+            await two.until(lambda: len(two.frames) == count + 1)
+            per_frame = (relay.answered_bytes - before) / count
+        tls = TLS_OVERHEAD_BYTES * (1 + width // TLS_RECORD_BYTES)
+        assert per_frame <= width + 200 + max(0, tls - TLS_OVERHEAD_BYTES)
+        own = PREFIX_BYTES + len(encode_header(header(width, 1 << 20)))
+        assert own + 10 <= 200  # a websocket frame adds at most 10
+        assert own - PREFIX_BYTES <= MAX_HEADER_BYTES
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_cut_connections_lose_nothing_and_repeat_nothing(seed):
+    chance = random.Random(seed)
+    async with device(SECRET) as one, device(SECRET) as two:
+        relay = Relay(one.address, lambda: int(chance.paretovariate(0.6) * 2000))
+        async with relay.running() as address:
+            await link_up(one, two, address)
+            count = 150
+            for number in range(count):
+                await send(one, two, chance.choice([1, 700, 3000, 40_000]), number)
+            await two.until(lambda: len(two.frames) >= count)
+        assert_all_once_in_order(two, one, count)
+        assert relay.connections > 1
+        sent, received = one.links.stats(two.peer), two.links.stats(one.peer)
+        assert sent.sent_frames == received.received_frames == count
+        assert sent.sent_bytes == received.received_bytes
+
+
+async def test_all_connections_cut_again_and_again_while_frames_flow():
+    async with device(SECRET) as one, device(SECRET) as two:
+        relay = Relay(one.address)
+        async with relay.running() as address:
+            await link_up(one, two, address)
+            for number in range(200):
+                await send(one, two, 5000, number)
+                if number % 20 == 7:
+                    relay.cut()
+            await two.until(lambda: len(two.frames) >= 200)
+        assert_all_once_in_order(two, one, 200)
+        assert one.broken
+        assert two.broken
+
+
+async def test_a_sender_runs_at_most_the_window_ahead():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        gate, handling = asyncio.Event(), asyncio.Event()
+        seen = []
+
+        async def slow(peer, frame) -> None:
+            handling.set()
+            await gate.wait()
+            seen.append(frame.header.position)
+            two.changed.set()
+
+        two.links.on_frame = slow
+        for number in range(FRAMES_IN_FLIGHT):
+            await send(one, two, 100_000, number)
+        await handling.wait()
+        with pytest.raises(LinkClosed, match=r"took no frame for 0.05 s \(its link is up\)"):
+            await one.links.send(two.peer, header(1, 99), memoryview(b"x"), timeout_s=0.05)
+        ninth = asyncio.ensure_future(send(one, two, 10, FRAMES_IN_FLIGHT))
+        gate.set()
+        await ninth
+        await two.until(lambda: len(seen) == FRAMES_IN_FLIGHT + 1)
+        assert seen == list(range(FRAMES_IN_FLIGHT + 1))
+
+
+async def test_a_payload_may_be_written_again_after_send():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        buffer = bytearray(b"a" * 200_000)
+        await one.links.send(two.peer, header(len(buffer)), memoryview(buffer))
+        buffer[:] = b"b" * len(buffer)
+        await two.until(lambda: len(two.frames) == 1)
+        assert set(two.frames[0][2]) == {ord("a")}
+
+
+async def test_a_frame_waits_for_the_receiver_to_dial():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await one.links.connect(two.peer, two.address)
+        for number in range(FRAMES_IN_FLIGHT):
+            await send(one, two, 10, number)
+        with pytest.raises(LinkClosed, match="has not dialled this device"):
+            await one.links.send(two.peer, header(1), memoryview(b"x"), timeout_s=0.01)
+        await two.links.connect(one.peer, one.address)
+        await two.until(lambda: len(two.frames) == FRAMES_IN_FLIGHT)
+        assert_all_once_in_order(two, one, FRAMES_IN_FLIGHT)
+        assert one.links.stats(two.peer).resent_frames == 0
+
+
+async def test_a_forgotten_peer_ends_what_waits_for_it():
+    async with device(SECRET) as one, device(SECRET) as two:
+        with pytest.raises(LinkClosed, match="not connected"):
+            await one.links.send(two.peer, header(1), memoryview(b"x"))
+        await one.links.connect(two.peer, two.address)
+        for number in range(FRAMES_IN_FLIGHT):
+            await send(one, two, 10, number)
+        waiting = asyncio.ensure_future(send(one, two, 10, FRAMES_IN_FLIGHT))
+        measuring = asyncio.ensure_future(one.links.measure(two.peer))
+        await asyncio.sleep(0)
+        await one.links.disconnect(two.peer, "its heart has stopped")
+        for task in (waiting, measuring):
+            with pytest.raises(LinkClosed, match="its heart has stopped"):
+                await task
+        with pytest.raises(LinkClosed, match="not connected"):
+            await send(one, two, 10, 0)
+        assert not two.frames
+
+
+async def test_a_refused_frame_is_passed_over_and_the_others_arrive():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        record = two.links.on_frame
+
+        def choosy(peer, frame):
+            if frame.header.position == 3:
+                raise ProtocolError("the hidden state is 640 wide; 641 came")
+            if frame.header.position == 5:
+                raise StaleEpoch("epoch 3 is over")
+            return record(peer, frame)
+
+        two.links.on_frame = choosy
+        for number in range(30):
+            await send(one, two, 10, number)
+        await two.until(lambda: len(two.frames) == 28)
+        assert [frame.position for _, frame, _ in two.frames] == [
+            number for number in range(30) if number not in (3, 5)
+        ]
+        assert two.refused_frames == ["the hidden state is 640 wide; 641 came"]
+        stats = two.links.stats(one.peer)
+        assert (stats.refused_frames, stats.stale_frames) == (1, 1)
+        await one.until(lambda: bool(one.broken))
+        assert "641 came" in one.broken[0]
+
+
+BAD_MESSAGES = [
+    b"",
+    b"short",
+    (0).to_bytes(8, "little"),
+    (0).to_bytes(8, "little") + b"\xff\xff" + bytes(300),
+    (5).to_bytes(8, "little") + encode_header(header(1)) + b"x",
+    (0).to_bytes(8, "little") + encode_header(header(2)) + b"x",
+    bytes(MAX_STREAM_MESSAGE_BYTES + 1),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_MESSAGES, ids=range(len(BAD_MESSAGES)))
+async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
+    """A member that breaks the rules: each dial is answered with one message of garbage."""
+    rogue = MeshTrust(Identity.generate(), SECRET)
+    asked = []
+    third = asyncio.Event()
+
+    async def serve(websocket) -> None:
+        asked.append(websocket.query)
+        if len(asked) == 3:
+            third.set()
+        await websocket.send(b"rogue000" + (0).to_bytes(8, "little"))
+        number = int(websocket.query.get("next", 0)).to_bytes(8, "little")
+        await websocket.send(number + bad[8:] if bad[:8] == bytes(8) else bad)
+        await websocket.receive()
+
+    async def serve_quietly(websocket) -> None:
+        try:
+            await serve(websocket)
+        except LinkClosed:
+            return
+
+    server = WebsocketServer(rogue, [LOOPBACK], 0)
+    server.route(TENSOR_ROUTE, serve_quietly, max_bytes=1 << 10)
+    await server.start()
+    async with device(SECRET) as here:
+        await here.links.connect(rogue.peer, server.address)
+        await third.wait()
+        assert asked[:3] == [
+            {},
+            {"stream": b"rogue000".hex(), "next": "1"},
+            {"stream": b"rogue000".hex(), "next": "2"},
+        ]
+        assert not here.frames
+        assert here.links.stats(rogue.peer).refused_frames >= 2
+        assert len(here.refused_frames) >= 2
+        await server.close()
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"x" * (START_BYTES + 1), b"rogue000" + (9).to_bytes(8, "little")]
+)
+async def test_a_wrong_start_of_a_stream_is_redialled_slowly(start):
+    rogue = MeshTrust(Identity.generate(), SECRET)
+    dials = asyncio.Semaphore(0)
+
+    async def serve(websocket) -> None:
+        first = not websocket.query
+        right = b"rogue000" + bytes(8) if first else start
+        await websocket.send(right)
+        dials.release()
+
+    server = WebsocketServer(rogue, [LOOPBACK], 0)
+    server.route(TENSOR_ROUTE, serve, max_bytes=1 << 10)
+    await server.start()
+    async with device(SECRET) as here:
+        await here.links.connect(rogue.peer, server.address)
+        for _ in range(3):
+            await dials.acquire()
+        assert not here.links.stats(rogue.peer).received_frames
+    await server.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"123456789", (77).to_bytes(8, "little")])
+async def test_a_wrong_acknowledgement_closes_the_link(answer):
+    rogue_trust = MeshTrust(Identity.generate(), SECRET)
+    async with device(SECRET) as here, device(SECRET, identity=rogue_trust.identity) as rogue:
+        websocket = await rogue.dialer.dial(
+            here.address,
+            TENSOR_ROUTE,
+            max_bytes=MAX_STREAM_MESSAGE_BYTES,
+            query={"stream": "zz", "next": "-1"},
+        )
+        assert len(await websocket.receive()) == START_BYTES
+        await websocket.send(answer)
+        with pytest.raises(LinkClosed, match="acknowledge"):
+            await websocket.receive()
+
+
+async def test_a_resume_beyond_what_was_sent_starts_at_the_oldest_frame_kept():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await one.links.connect(two.peer, two.address)
+        await send(one, two, 10, 0)
+        stream = one.links._sending(two.peer)
+        for resume in ("5", "99999999999999999999999", "x"):
+            websocket = await two.dialer.dial(
+                one.address,
+                TENSOR_ROUTE,
+                max_bytes=MAX_STREAM_MESSAGE_BYTES,
+                query={"stream": stream._id.hex(), "next": resume},
+            )
+            assert await websocket.receive() == stream._id + bytes(8)
+            assert (await websocket.receive())[:8] == bytes(8)
+
+
+async def test_a_newer_link_replaces_an_older_one():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await one.links.connect(two.peer, two.address)
+        ends = []
+        for _ in range(3):
+            end = await two.dialer.dial(
+                one.address, TENSOR_ROUTE, max_bytes=MAX_STREAM_MESSAGE_BYTES
+            )
+            await end.receive()
+            ends.append(end)
+        for end in ends[:2]:
+            with pytest.raises(LinkClosed):
+                await end.receive()
+        await one.until_sending(two.peer)
+        await send(one, two, 10, 0)
+        assert len(await ends[2].receive()) > 10
+        assert not one.broken
+
+
+async def test_a_restarted_sender_is_a_new_stream():
+    identity = Identity.generate()
+    async with device(SECRET) as two:
+        for run in range(2):
+            async with device(SECRET, identity=identity) as one:
+                await link_up(one, two)
+                for number in range(5):
+                    await send(one, two, 10, 5 * run + number)
+                await two.until(lambda run=run: len(two.frames) == 5 * run + 5)
+        assert_all_once_in_order(two, one, 10)
+
+
+async def test_a_receiver_that_comes_back_gets_nothing_twice():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        for number in range(20):
+            await send(one, two, 10, number)
+            if number % 4 == 1:
+                await two.links.disconnect(one.peer)
+                await two.links.connect(one.peer, one.address)
+        await two.until(lambda: len(two.frames) == 20)
+        assert_all_once_in_order(two, one, 20)
+
+
+async def test_only_admitted_peers_are_sent_to():
+    async with device(SECRET) as one, device(SECRET) as two:
+        known: set[PeerId] = set()
+        one.links.admit = known.__contains__
+        with pytest.raises(LinkClosed, match="does not know the caller"):
+            await two.dialer.dial(one.address, TENSOR_ROUTE, max_bytes=1)
+        await two.links.connect(one.peer, one.address)
+        known.add(two.peer)
+        await one.links.connect(two.peer, two.address)
+        await send(one, two, 10, 0)
+        await two.until(lambda: len(two.frames) == 1)
+
+
+async def test_another_device_at_the_address_gets_no_frames():
+    async with device(SECRET) as one, device(SECRET) as two, device(SECRET) as three:
+        await one.links.connect(two.peer, three.address)
+        await three.links.connect(one.peer, one.address)
+        await three.until(lambda: three.links.stats(one.peer).receiving or not three.frames)
+        assert not one.links.stats(two.peer).receiving
+        await one.links.connect(two.peer, two.address)  # the right address is learned
+        await two.links.connect(one.peer, one.address)
+        await send(two, one, 10, 0)
+        await one.until(lambda: len(one.frames) == 1)
+
+
+async def test_measuring_sends_few_bytes_and_none_to_the_handler():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        measured = await one.links.measure(two.peer)
+        assert 0 < measured.round_trip_s < 1
+        assert measured.bytes_per_s > 1e6
+        assert not two.frames
+        probed = two.links.stats(one.peer).received_bytes
+        assert probed <= MAX_PROBE_BYTES + 200 * 100
+        await two.links.disconnect(one.peer)
+        await one.links.connect(two.peer, two.address)
+        two.links.admit = one.links.admit = lambda peer: False
+        with pytest.raises(LinkClosed, match="answered no probe for 0.05 s"):
+            await one.links.measure(two.peer, timeout_s=0.05)
+
+
+async def test_our_own_wrong_frames_never_leave():
+    async with device(SECRET) as one, device(SECRET) as two:
+        await one.links.connect(two.peer, two.address)
+        with pytest.raises(ProtocolError, match="has 10 bytes; the payload has 9"):
+            await one.links.send(two.peer, header(10), memoryview(bytes(9)))
+        big = MAX_TENSOR_FRAME_BYTES
+        with pytest.raises(ProtocolError, match="smaller tiles"):
+            await one.links.send(two.peer, header(big), memoryview(bytes(big)))
+        assert one.links.stats(two.peer).sent_frames == 0
+
+
+async def meet_a_bug() -> None:
+    async with device(SECRET) as one, device(SECRET) as two:
+
+        def broken(peer, frame):
+            raise ZeroDivisionError
+
+        two.links.on_frame = broken
+        await link_up(one, two)
+        await send(one, two, 10, 0)
+        await asyncio.Event().wait()
+
+
+async def test_a_bug_in_the_handler_is_not_hidden():
+    with pytest.raises(ExceptionGroup) as caught:
+        await meet_a_bug()
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_device_without_a_handler_refuses_frames_in_words():
+    async with device(SECRET) as one, device(SECRET) as two:
+        bare = TensorLinks(two.server, two.dialer)
+        assert not bare.admit(one.peer)
+        two.links.on_frame = bare.on_frame
+        await link_up(one, two)
+        await send(one, two, 10, 0)
+        await two.until(lambda: two.refused_frames == ["this device takes no tensor frames yet"])
+
+
+async def test_peers_of_the_past_are_forgotten():
+    async with device(SECRET) as one, device(SECRET) as two:
+        for number in range(2 * MAX_MEMBERS):
+            peer = PeerId(f"{number:064x}")
+            await one.links.connect(peer, two.address)
+            await one.links.disconnect(peer)
+        assert len(one.links._links) <= MAX_MEMBERS
+
+
+def test_probes_are_a_kind_of_their_own():
+    assert Kind.PROBE not in (Kind.TOKENS, Kind.HIDDEN, Kind.CHOSEN)

@@ -1,0 +1,211 @@
+"""Devices of one plan in one event loop: real pipelines and workers, frames handed over in memory.
+
+For the logic of steps and sessions; real links and processes have tests of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
+from mesh.ids import Epoch, PeerId, PlanId, SessionId
+from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
+from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
+from runtime.outbox import Outbox
+from runtime.pipeline import Pipeline, Post
+from runtime.sampling import Sampling
+from runtime.session import Session, Wanted
+from runtime.session_messages import OpenSession, StepFailed
+from runtime.stage import Stage as ComputeStage
+from runtime.steps import Steps
+from runtime.weights import Checkpoint
+from runtime.worker import Worker
+
+Tamper = Callable[[PeerId, PeerId, TensorFrame], TensorFrame | None]
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(f"{number:064x}")
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    cuts: tuple[int, ...],
+    counter: int = 1,
+    *,
+    sessions: int = 4,
+    context: int | None = None,
+    devices: tuple[int, ...] | None = None,
+) -> Plan:
+    """A pipeline cut before each layer of `cuts`; stage i is on device i unless told otherwise."""
+    layers = len(checkpoint.profile().layers)
+    bounds = itertools.pairwise((0, *cuts, layers))
+    numbers = devices or tuple(range(len(cuts) + 1))
+    return Plan(
+        epoch=Epoch(counter, peer(0)),
+        plan_id=PlanId.new(),
+        model=checkpoint.model_id,
+        model_name=checkpoint.name,
+        job=Job.RUN,
+        stages=tuple(
+            Stage(Span(first, last), (Share(peer(number)),))
+            for number, (first, last) in zip(numbers, bounds, strict=True)
+        ),
+        capacity=Capacity(sessions, context or checkpoint.spec.context),
+        reason="for a test",
+        predicted=Prediction(0.0, 0.0, 0, ()),
+    )
+
+
+class Device:
+    """One device: its worker, its pipeline, its own sessions' steps."""
+
+    def __init__(self, me: PeerId, room: Room) -> None:
+        self.me = me
+        self.room = room
+        self.worker = Worker(1)
+        self.outbox = Outbox(me, self, self.deliver)
+        self.pipeline = Pipeline(self.worker, self.outbox, room.report)
+        self.steps = Steps(self.outbox)
+
+    async def send(self, to: PeerId, header: FrameHeader, payload: memoryview) -> None:
+        """The wire: the frame is encoded and decoded as on a real link."""
+        await asyncio.sleep(0)
+        target = self.room.devices.get(to)
+        if target is None:
+            raise LinkClosed(f"{to.short} is gone")
+        frame: TensorFrame | None = decode_frame(encode_header(header) + bytes(payload))
+        if frame is not None and self.room.tamper is not None:
+            frame = self.room.tamper(self.me, to, frame)
+        if frame is not None:
+            try:
+                target.deliver(self.me, frame)
+            except ProtocolError as error:
+                self.room.refusals.append(str(error))
+
+    def deliver(self, source: PeerId, frame: TensorFrame) -> None:
+        if frame.header.kind in (Kind.CHOSEN, Kind.DONE):
+            self.steps.on_frame(source, frame)
+        else:
+            self.pipeline.on_frame(source, frame)
+
+    def install(self, plan: Plan, checkpoint: Checkpoint) -> None:
+        span = plan.layers_of(self.me)
+        if span is None:
+            self.pipeline.install(None)
+            return
+        blocks = {i: self.room.block(checkpoint, i) for i in range(span.first, span.last)}
+        last = span.last == len(checkpoint.profile().layers)
+        head = self.room.head(checkpoint) if last else None
+        stage = ComputeStage(checkpoint, span, blocks, head)
+        index = next(i for i, one in enumerate(plan.stages) if one.layers == span)
+        self.pipeline.install(Post(plan, index, stage, checkpoint.spec.hidden_size))
+
+
+class Room:
+    """All devices, and the road of every session: the plan in force is whatever was put up last."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.devices: dict[PeerId, Device] = {}
+        self.tamper: Tamper | None = None
+        self.refusals: list[str] = []
+        self.pauses: list[str] = []
+        self.failures: list[StepFailed] = []
+        self._owners: dict[SessionId, PeerId] = {}
+        self._plan: Plan | None = None
+        self._changed = asyncio.Condition()
+        self._blocks: dict[int, object] = {}
+        self._head: object = None
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, checkpoint: Checkpoint, count: int) -> AsyncIterator[Room]:
+        room = cls(checkpoint)
+        async with asyncio.TaskGroup() as tasks:
+            running = []
+            for number in range(count):
+                device = room.devices[peer(number)] = Device(peer(number), room)
+                running += [
+                    tasks.create_task(device.outbox.run()),
+                    tasks.create_task(device.pipeline.run()),
+                ]
+            await asyncio.sleep(0)  # lets the outboxes open their task groups
+            try:
+                yield room
+            finally:
+                for task in running:
+                    task.cancel()
+                for device in room.devices.values():
+                    device.worker.close()
+
+    def block(self, checkpoint: Checkpoint, index: int) -> object:
+        if index not in self._blocks:
+            self._blocks[index] = checkpoint.load_layer(index)
+        return self._blocks[index]
+
+    def head(self, checkpoint: Checkpoint) -> object:
+        if self._head is None:
+            self._head = checkpoint.load_head()
+        return self._head
+
+    async def put_up(self, plan: Plan) -> None:
+        """Installs a plan on every device, and ends what ran under the one before."""
+        async with self._changed:
+            self._plan = plan
+            for device in self.devices.values():
+                device.install(plan, self.checkpoint)
+                device.steps.interrupt(StaleEpoch("another plan is in force"))
+            self._changed.notify_all()
+
+    async def lose(self, number: int) -> None:
+        """A device vanishes with all it holds; there is no plan until the next is put up."""
+        self._plan = None
+        gone = self.devices.pop(peer(number))
+        gone.worker.close()
+        for device in self.devices.values():
+            device.outbox.forget(peer(number))
+            device.steps.interrupt(StaleEpoch(f"{peer(number).short} is gone"))
+
+    def session(
+        self, owner: int, prompt: list[int], tokens: int, sampling: Sampling | None = None
+    ) -> Session:
+        wanted = Wanted(prompt, tokens, sampling or Sampling(), frozenset())
+        return Session(peer(owner), wanted, self, self.devices[peer(owner)].steps)
+
+    def report(self, owner: PeerId, failure: StepFailed) -> None:
+        self.failures.append(failure)
+        self.devices[owner].steps.on_step_failed(failure)
+
+    # --- runtime.session.Road ---------------------------------------------------------------------
+
+    async def plan(self) -> Plan:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._plan is not None)
+        assert self._plan is not None
+        return self._plan
+
+    async def open(self, plan: Plan, request: OpenSession) -> None:
+        self._owners[request.session] = request.owner
+        for stage in plan.stages:
+            if stage.device not in self.devices:
+                raise LinkClosed("gone")
+            self.devices[stage.device].pipeline.open(request)
+
+    async def close(self, plan: Plan, session: SessionId) -> None:
+        for device in self.devices.values() if session in self._owners else ():
+            device.pipeline.close(session, self._owners[session])
+
+    def paused(self, session: Session, reason: str) -> None:
+        self.pauses.append(reason)
+
+    def resumed(self, session: Session) -> None:
+        pass
+
+
+def altered(frame: TensorFrame, **fields: object) -> TensorFrame:
+    return TensorFrame(replace(frame.header, **fields), frame.payload)  # type: ignore[arg-type]

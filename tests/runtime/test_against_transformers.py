@@ -1,0 +1,131 @@
+"""The same GGUF in transformers and here: the same logits, the same text, the same token ids."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from runtime.tokenizer import Tokenizer
+from runtime.weights import Checkpoint
+from tests.runtime.whole_model import WholeModel
+
+pytestmark = [
+    pytest.mark.timeout(900),  # transformers takes a minute to open the file
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+NEW_TOKENS = 64
+TOLERANCE = 1e-4  # of the largest logit
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Die Kartoffel ist",
+    "Once upon a time, in a small house by the sea,",
+    "1 + 1 = 2\n2 + 2 = 4\n3 + 3 =",
+    "<b>Ingredients</b>\n\n- flour\n- sugar\n-",
+    "日本の首都は",
+    "🙂 is a smile, 🙁 is",
+    "Q: What is the boiling point of water?\n\nA:",
+]
+LONG_PROMPT = " ".join(f"{n} squared is {n * n}, and {n} doubled is {2 * n}." for n in range(1, 46))
+
+TEXTS = [
+    *PROMPTS,
+    "Crème brûlée, naïve café, Ångström, mañana",
+    "emoji 👩‍👩‍👧‍👦 and 🇩🇪 and \U00013000",
+    "tabs\tand\t\ttabs\t \tand spaces",
+    "runs  of   spaces    of          many lengths   ",
+    "   in front, and blank lines\n\n\n\nbetween\n\n",
+    "<h1>Title</h1><p>text</p> <br> > </p> >  </",
+    "<start_of_turn>user\nHi!<end_of_turn>\n<start_of_turn>model\n",
+    "▁ is written for a space, <0x41> for a byte, <unused7>",
+    "",
+    " ",
+    "x" * 300,
+    "The quick brown fox's \"jumps\" — over 12,345.67 dogs; isn't it?" * 5,
+]
+
+
+@pytest.fixture(scope="module")
+def one_reader(gemma_path: Path) -> Iterator[None]:
+    """The `gguf` package takes 10 to 30 s to open this file, and transformers opens it thrice."""
+    reader = gguf.GGUFReader(gemma_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", lambda path: reader)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(gemma_path: Path, one_reader: None) -> Any:
+    """transformers' own config, weights and model; its from_pretrained would want accelerate."""
+    transformers = pytest.importorskip("transformers")
+    gguf_files = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    config = transformers.AutoConfig.from_pretrained(gemma_path.parent, gguf_file=gemma_path.name)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    loaded = gguf_files.load_gguf_checkpoint(
+        str(gemma_path), return_tensors=True, model_to_load=model, torch_dtype=torch.float32
+    )
+    missing, unexpected = model.load_state_dict(loaded["tensors"], strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    model.tie_weights()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def reference_tokenizer(gemma_path: Path, one_reader: None) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(gemma_path.parent, gguf_file=gemma_path.name)
+
+
+@pytest.fixture(scope="module")
+def model(gemma: Checkpoint) -> WholeModel:
+    return WholeModel(gemma)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(gemma: Checkpoint) -> Tokenizer:
+    return Tokenizer.from_gguf(gemma.file)
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, LONG_PROMPT], ids=lambda prompt: prompt[:16])
+def test_generates_what_transformers_generates(
+    prompt: str, model: WholeModel, tokenizer: Tokenizer, reference: Any
+) -> None:
+    """Token by token through our caches; transformers sees all at once and must agree with each."""
+    ids = tokenizer.encode(prompt)
+    chosen, ours = model.generate(ids, NEW_TOKENS)
+    with torch.inference_mode():
+        whole = torch.tensor([ids + chosen[:-1]])
+        theirs = reference(whole, logits_to_keep=NEW_TOKENS).logits[0]  # [NEW_TOKENS, V]
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    print(f"{len(ids)} + {NEW_TOKENS} tokens, largest relative error {error:.1e}")
+    assert error < TOLERANCE
+    assert chosen == theirs.argmax(dim=-1).tolist()
+
+
+def test_the_long_prompt_leaves_the_window(model: WholeModel, tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode(LONG_PROMPT)) > 512
+    assert model.spec.layers[0].window == 512
+
+
+def test_a_prompt_in_chunks_is_the_prompt_at_once(model: WholeModel, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(LONG_PROMPT)
+    once = model.prefill(ids, model.new_cache(), chunk=len(ids))
+    for chunk in (512, 100):
+        in_chunks = model.prefill(ids, model.new_cache(), chunk=chunk)
+        assert (once - in_chunks).abs().max() < TOLERANCE * once.abs().max()
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:16])
+def test_tokenizes_as_transformers_does(
+    text: str, tokenizer: Tokenizer, reference_tokenizer: Any
+) -> None:
+    assert tokenizer.encode(text) == reference_tokenizer(text)["input_ids"]
