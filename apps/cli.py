@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -47,6 +48,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        # Our own mistake. A person gets one line; whoever wants to mend it gets everything.
+        if os.environ.get("POTLUCK_DEBUG"):
+            raise
+        err.print(
+            f"[bold red]potluck:[/] a mistake of ours: {type(error).__name__}: "
+            f"{show.escape(str(error))}; POTLUCK_DEBUG=1 shows where, please report it"
+        )
+        sys.exit(1)
 
 
 @app.command()

@@ -87,6 +87,7 @@ async def _speak(daemon: Daemon, out: Console, *, as_json: bool) -> None:
 def _facts(daemon: Daemon) -> dict[str, object]:
     return {
         "event": "up",
+        "at_s": asyncio.get_running_loop().time(),
         "id": str(daemon.node.view.me),
         "name": daemon.settings.name,
         "api_port": daemon.api_port,

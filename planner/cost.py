@@ -25,8 +25,8 @@ TOKEN_BYTES = 4  # int32
 HIDDEN_BYTES = 4  # fp32 on the wire
 FRAME_BYTES = 256 * 1024  # what one frame carries at most
 FRAME_OVERHEAD_BYTES = 150  # its header, and TLS and websocket framing
-# A sliding window's cache holds the window and the longest step that may come on top of it.
-KV_SLACK_TOKENS = 512
+# A sliding window's cache holds the window, a step that may be taken back, and room to grow.
+KV_SLACK_TOKENS = 768
 
 Links = dict[tuple[PeerId, PeerId], LinkProfile]
 

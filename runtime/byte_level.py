@@ -57,6 +57,10 @@ class ByteLevel:
                 f"the vocabulary lacks the bytes {missing[:5]}; take a complete GGUF file"
             )
 
+    def written(self, text: str) -> str:
+        """As it stands."""
+        return text
+
     def encode(self, text: str) -> list[int]:
         if self._rule.compose:
             text = unicodedata.normalize("NFC", text)

@@ -27,6 +27,10 @@ class SentencePiece:
         self._words = _word_boundary(vocabulary.texts)
         self._remembered: dict[str, list[int]] = {}
 
+    def written(self, text: str) -> str:
+        """A space and the sign that stands for one are the same."""
+        return text.replace(SPACE, " ")
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for word in self._words.split(text.replace(" ", SPACE)):

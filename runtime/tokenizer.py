@@ -9,12 +9,15 @@ from typing import Protocol
 
 from runtime.byte_level import WORD_RULES, ByteLevel
 from runtime.gguf import GGUFFile
-from runtime.sentencepiece import SPACE, SentencePiece
+from runtime.sentencepiece import SentencePiece
 from runtime.vocabulary import TokenType, Vocabulary
 
 
 class Scheme(Protocol):
     """How a family of tokenizers turns plain text into ids, and an id into bytes."""
+
+    def written(self, text: str) -> str:
+        """The text as the vocabulary's special tokens are looked for in it."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -38,10 +41,8 @@ class Tokenizer:
             self._scheme = ByteLevel(vocabulary, rule)
             self._adds_bos = vocabulary.flag("add_bos_token", rule.adds_bos)
             self._space_prefix = False
-        user_defined = dict(vocabulary.of_type(TokenType.USER_DEFINED))
-        control = dict(vocabulary.of_type(TokenType.CONTROL))
-        self._plain_marks = _Marks(user_defined)
-        self._all_marks = _Marks(user_defined | control)
+        self._plain_marks = self._marks(TokenType.USER_DEFINED)
+        self._all_marks = self._marks(TokenType.USER_DEFINED, TokenType.CONTROL)
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Tokenizer:
@@ -55,6 +56,7 @@ class Tokenizer:
         """
         # Half a surrogate pair, which JSON can carry, is no letter: it becomes U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        text = self._scheme.written(text)
         prefix = " " if self._space_prefix else ""
         ids: list[int] = []
         for part in (self._all_marks if parse_special else self._plain_marks).split(text):
@@ -84,6 +86,10 @@ class Tokenizer:
             case _:
                 return self._scheme.token_bytes(token_id)
 
+    def _marks(self, *types: TokenType) -> _Marks:
+        found = self.vocabulary.of_type(*types)
+        return _Marks({self._scheme.written(text): token_id for text, token_id in found if text})
+
 
 class TextStream:
     """Turns tokens into text as they come; a letter appears when its last byte has come."""
@@ -107,9 +113,9 @@ class _Marks:
     """Tokens that are found in the text as they stand, before anything is merged."""
 
     def __init__(self, marks: dict[str, int]) -> None:
-        self._ids = {text.replace(SPACE, " "): token_id for text, token_id in marks.items() if text}
+        self._ids = marks
         self._lengths: dict[str, list[int]] = {}  # by first letter, the longest first
-        for text in self._ids:
+        for text in marks:
             self._lengths.setdefault(text[0], []).append(len(text))
         for letter, lengths in self._lengths.items():
             self._lengths[letter] = sorted(set(lengths), reverse=True)

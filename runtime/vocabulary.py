@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Final
 
+import numpy as np
+
 from mesh.errors import BadModelFile, GenerationFailed, UnsupportedModel
 
 # How chat models end a turn. A file names one end only, and often the one of the base model.
@@ -91,10 +93,9 @@ class Vocabulary:
         numbers = self._metadata.get(f"tokenizer.ggml.{key}")
         if numbers is None:
             return [default] * len(self.texts)
-        if not hasattr(numbers, "tolist") or len(numbers) != len(self.texts):
+        if not isinstance(numbers, np.ndarray | list) or len(numbers) != len(self.texts):
             raise BadModelFile(f"tokenizer.ggml.{key} does not hold one number for each token")
-        values: list[Any] = numbers.tolist()
-        return values
+        return numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
 
     def _special_id(self, key: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
