@@ -191,7 +191,8 @@ class Coordinator:
     def _why(self) -> str | None:
         """Why there should be another plan than the one in force; None when it is good."""
         view = self._node.view
-        return why_replan(self._plan, view.epoch, self._present(), self._considered)
+        names = {member.peer: member.name for member in view.members}
+        return why_replan(self._plan, view.epoch, self._present(), self._considered, names)
 
     def _holds(self) -> bool:
         return self._plan is not None and self._why() is None

@@ -20,6 +20,7 @@ from apps.http import make_app
 from apps.installer import Installer
 from apps.library import Library
 from apps.member import MemberRole
+from apps.road import MeshRoad
 from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
 from mesh.codec import to_plain
@@ -27,8 +28,8 @@ from mesh.config import StateFolder, erase, write_private
 from mesh.control import ControlTransport
 from mesh.dialer import Dialer
 from mesh.discovery import Discovery, choose_interfaces
-from mesh.errors import ConfigError, LinkError, StaleEpoch
-from mesh.events import Event, LinkUp, PeerDied, PeerLeft, ViewChanged
+from mesh.errors import ConfigError, LinkError, PotluckError, StaleEpoch
+from mesh.events import Event, LeaderElected, LinkUp, PeerDied, PeerLeft, ViewChanged
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
 from mesh.link import TensorLinks
@@ -46,6 +47,7 @@ from runtime.worker import Worker
 
 API_HOST = "127.0.0.1"
 SHUTDOWN_S = 2.0  # for streams still open when the daemon ends
+ANSWER_S = 0.2  # for the answer to `potluck leave` to get out
 
 
 class Daemon:
@@ -59,6 +61,7 @@ class Daemon:
         self.timeline = Timeline()
         self._secret = secret
         self._left = asyncio.Event()
+        self._leader: PeerId | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
         identity = Identity.load(folder)
@@ -141,6 +144,7 @@ class Daemon:
                         self._pipeline.run(),
                         self._coordinator.run(),
                         self._meet(),
+                        self._plan_early(),
                     )
                 ]
                 address = await self.node.started()
@@ -172,6 +176,17 @@ class Daemon:
             on_trouble=lambda text: self.timeline.note("trouble", text),
         )
         await discovery.run()
+
+    async def _plan_early(self) -> None:
+        """With --model: a plan in force before the first request."""
+        if self.settings.model is None:
+            return
+        await self.node.started()
+        try:
+            wish = await self._generator.wish(self.settings.model)
+            await MeshRoad(self.node, self._installer, self.timeline, wish).plan()
+        except PotluckError as error:
+            self.timeline.note("no-plan", str(error))
 
     # --- events of the mesh -----------------------------------------------------------------------
 
@@ -207,6 +222,10 @@ class Daemon:
     def _note(self, event: Event) -> None:
         if isinstance(event, ViewChanged):
             return  # each change of the view has an event of its own
+        if isinstance(event, LeaderElected):
+            if event.epoch.leader == self._leader:
+                return  # the same leader took an epoch for a new plan
+            self._leader = event.epoch.leader
         fields: dict[str, Any] = {}
         peer = getattr(event, "peer", None)
         if peer is not None:
@@ -270,10 +289,16 @@ class Daemon:
         record = {"pid": os.getpid(), "api_port": self.api_port, "address": address}
         write_private(self.folder.daemon, json.dumps(record).encode())
 
+    async def stop(self) -> None:
+        """Says goodbye, so that the others need not find out, and ends `run`."""
+        await self.node.leave()
+        self._left.set()
+
     async def _leave(self) -> None:
+        """Stops, and forgets the mesh for good."""
         await self.node.leave()
         MeshSecret.erase(self.folder)
-        asyncio.get_running_loop().call_later(0.2, self._left.set)  # after the answer is out
+        asyncio.get_running_loop().call_later(ANSWER_S, self._left.set)
 
     def _memory_bytes(self) -> int:
         asked = self.settings.memory_bytes

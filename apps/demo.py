@@ -20,9 +20,7 @@ from apps.library import DEFAULT_MODEL
 from apps.local_mesh import Device, Event
 from apps.measure import Generation, Recovery, generate, generate_and, recovery
 from apps.show import escape, waiting
-from mesh.config import StateFolder
 from mesh.errors import PotluckError
-from mesh.trust import MeshSecret
 
 NAMES = ("attic", "kitchen", "study")
 PROMPT = "The old house by the sea had stood empty for years, until one evening"
@@ -33,7 +31,7 @@ MEET_TIMEOUT_S = 30.0
 REJOIN_TIMEOUT_S = 120.0
 OPTIONS = (
     *("--memory", MEMORY, "--sessions", str(SESSIONS), "--context", str(CONTEXT)),
-    *("--interface", "lo", "--port", "0", "--api-port", "0"),
+    *("--port", "0", "--api-port", "0"),
 )
 
 
@@ -101,8 +99,7 @@ class Demo:
         await first.start()
         async with first.client() as client:
             code = (await client.post("/potluck/invite"))["code"]
-        for device in others:
-            MeshSecret.from_join_code(code).save(StateFolder.open(device.home))
+        await asyncio.gather(*(device.join(code) for device in others))
         await asyncio.gather(*(device.start() for device in others))
         for device in self._devices:
             for other in self._devices:

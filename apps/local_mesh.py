@@ -37,6 +37,7 @@ class Device:
     name: str
     home: Path
     options: Sequence[str] = ()
+    interface: str = "lo"
     launcher: Sequence[str] = ()  # put before the command: `ip netns exec NAME`, a cgroup, ...
     socket_factory: SocketFactory | None = None  # for a device in a namespace of its own
     events: list[Event] = field(default_factory=list)
@@ -59,7 +60,8 @@ class Device:
         """Starts the daemon and waits until it is up. Raises DeviceFailed with what it said."""
         command: tuple[str, ...] = (
             *(*self.launcher, sys.executable, "-m", "apps.cli", "up", "--json"),
-            *("--name", self.name, "--home", str(self.home), *self.options),
+            *("--name", self.name, "--home", str(self.home), "--interface", self.interface),
+            *self.options,
         )
         self._process = await asyncio.create_subprocess_exec(
             *command,
@@ -78,6 +80,18 @@ class Device:
         if event["event"] == "ended":
             raise DeviceFailed(f"{self.name} did not start: {event['text']}")
         self.device_id, self.api_port = event["id"], event["api_port"]
+
+    async def join(self, code: str) -> None:
+        """`potluck join CODE`. Raises DeviceFailed with what it said."""
+        process = await asyncio.create_subprocess_exec(
+            *(*self.launcher, sys.executable, "-m", "apps.cli", "join", code),
+            *("--home", str(self.home), "--interface", self.interface),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        if process.returncode != 0:
+            raise DeviceFailed(f"{self.name} did not join: {said.decode(errors='replace')}")
 
     async def kill(self) -> float:
         """SIGKILL, as when the plug is pulled on the process; returns the time of it."""

@@ -56,7 +56,8 @@ class Survey:
                 devices.append(reply.profile)
         able = {profile.device for profile in devices}
         links = await self._measure([member for member in members if member.peer in able])
-        return Findings(Cluster(tuple(devices), tuple(links)), absent)
+        names = tuple((member.peer, member.name) for member in self._node.view.members)
+        return Findings(Cluster(tuple(devices), tuple(links), names), absent)
 
     async def _profile(self, member: Member, wish: Wish) -> ProfileReply:
         try:

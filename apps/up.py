@@ -58,17 +58,22 @@ async def _run(
             _greet(out, daemon, secret, is_new=is_new)
 
     running = asyncio.ensure_future(daemon.run(ready))
+    stopped = asyncio.Event()
     speaking = asyncio.ensure_future(_speak(daemon, out, as_json=as_json))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.cancel)
+        loop.add_signal_handler(number, stopped.set)
+    stopping = asyncio.ensure_future(stopped.wait())
     try:
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            await daemon.stop()
+            if not as_json:
+                out.print("\nstopped; the others go on without this device")
         await running
-    except asyncio.CancelledError:
-        if not as_json:
-            out.print("\nstopped; the others go on without this device")
     finally:
-        speaking.cancel()
+        for task in (speaking, stopping, running):
+            task.cancel()
 
 
 async def _speak(daemon: Daemon, out: Console, *, as_json: bool) -> None:

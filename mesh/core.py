@@ -160,6 +160,8 @@ class Core:
             says = replace(beat, epoch=lead.epoch, leads=True, has_leader=True)
             self._beats = Beats({**self._beats.latest, peer: says})
             self._react(now_s, "a leader told us")
+            if self.view.leader is None:  # our vote binds us: it should know, and go higher
+                self._beat_due = True
 
     def take_yield(self, peer: PeerId, message: Yield, now_s: float) -> None:
         self._leadership.take_yield(self._situation(), peer, message, now_s)

@@ -201,8 +201,11 @@ class Candidacy:
 
 
 def delay_s(now: Situation, merit: float, chance: float) -> float:
-    """How long to wait before standing: slots in the order of ids, less for merit (0..1)."""
-    slot = (sorted(now.here).index(now.me) + chance) / len(now.here)
+    """How long to wait before standing: slots in the order of ids, less for merit (0..1).
+
+    Half of each slot stays empty, so that one device asks for votes well before the next.
+    """
+    slot = (sorted(now.here).index(now.me) + chance / 2) / len(now.here)
     spread = CANDIDATE_DELAY_MAX_S - CANDIDATE_DELAY_MIN_S
     return (CANDIDATE_DELAY_MIN_S + spread * slot) * (1 - merit / 2)
 

@@ -78,3 +78,9 @@ class Cluster:
 
     devices: tuple[DeviceProfile, ...]
     links: tuple[LinkProfile, ...]
+    # What people call the devices, those too that are gone or cannot take part.
+    names: tuple[tuple[PeerId, str], ...] = ()
+
+    def name_of(self, device: PeerId) -> str:
+        known = {one.device: one.name for one in self.devices} | dict(self.names)
+        return known.get(device, device.short)

@@ -108,7 +108,9 @@ def why_passed(question: Question, row: Candidate, chosen: Candidate, move: Move
 def does_not_fit_text(question: Question, absent: Mapping[PeerId, str]) -> str:
     """What is needed, what there is, which memory is short by how much, and what to do."""
     model, cluster = question.model, question.cluster
-    left_out = "; ".join(f"{device.short}: {reason}" for device, reason in sorted(absent.items()))
+    left_out = "; ".join(
+        f"{question.cluster.name_of(device)}: {reason}" for device, reason in sorted(absent.items())
+    )
     left_out = f" Left out: {left_out}." if left_out else ""
     if not cluster.devices:
         return f"No device here can take part in running {model.name}.{left_out}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mesh.ids import Epoch, PeerId
 from planner.plan import Plan, Span, Stage
@@ -39,6 +41,7 @@ def why_replan(
     epoch: Epoch | None,
     present: frozenset[PeerId],
     considered: frozenset[PeerId],
+    names: Mapping[PeerId, str] = MappingProxyType({}),
 ) -> str | None:
     """Why there should be another plan than the one in force; None when it is good.
 
@@ -46,10 +49,10 @@ def why_replan(
     """
     if plan is None:
         return "nothing is planned yet"
-    lost = [device.short for device in plan.devices if device not in present]
+    lost = [names.get(one, one.short) for one in plan.devices if one not in present]
     if lost:
         return f"lost {', '.join(lost)}"
-    joined = sorted(device.short for device in present - considered)
+    joined = sorted(names.get(one, one.short) for one in present - considered)
     if joined:
         return f"{', '.join(joined)} joined"
     if plan.epoch != epoch:

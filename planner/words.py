@@ -44,9 +44,8 @@ def held_text(held: Capacity, wanted: Capacity) -> str:
 
 
 def names_text(cluster: Cluster, devices: Iterable[PeerId]) -> str:
-    """Such as "laptop, desktop and pi"; an id where the device is not in the cluster."""
-    known = profiles(cluster)
-    return list_text([known[one].name if one in known else one.short for one in devices])
+    """Such as "laptop, desktop and pi"."""
+    return list_text([cluster.name_of(one) for one in devices])
 
 
 def list_text(parts: list[str]) -> str:

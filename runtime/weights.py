@@ -90,15 +90,13 @@ class Checkpoint:
 
         Raises GenerationFailed for an id outside the vocabulary.
         """
-        if token_ids.numel() and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < (
-            self.spec.vocabulary
-        ):
-            raise GenerationFailed(
-                f"token ids lie between 0 and {self.spec.vocabulary - 1}; "
-                f"got {int(token_ids.min())}..{int(token_ids.max())}"
-            )
         info = self.file.tensors[EMBEDDING]
-        rows = dequantise_rows(self.file.raw(EMBEDDING), info.type, info.shape, token_ids)
+        try:
+            rows = dequantise_rows(self.file.raw(EMBEDDING), info.type, info.shape, token_ids)
+        except IndexError as error:
+            raise GenerationFailed(
+                f"token ids lie between 0 and {self.spec.vocabulary - 1}: {error}"
+            ) from None
         return rows.mul_(self.spec.embedding_scale)
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class Home:
             lan = stack.enter_context(Lan(count)) if namespaces else None
             options = (
                 *("--memory", memory, "--sessions", "4", "--context", "32768"),
-                *("--interface", "eth0" if lan else "lo", "--port", "0", "--api-port", "0"),
+                *("--port", "0", "--api-port", "0"),
             )
             secret = MeshSecret.new()
             devices = []
@@ -95,6 +95,7 @@ class Home:
                         f"device{index}",
                         home,
                         options,
+                        "eth0" if lan else "lo",
                         lan.launcher(index) if lan else (),
                         lan.socket_factory(index) if lan else None,
                     )

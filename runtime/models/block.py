@@ -46,8 +46,9 @@ class Rope:
 
     def _grow(self, end: int) -> None:
         rows = -(-end // ROPE_GROWTH_TOKENS) * ROPE_GROWTH_TOKENS
-        angles = torch.arange(rows, dtype=torch.float32)[:, None] * self._frequencies
-        self._cos, self._sin = angles.cos(), angles.sin()
+        with torch.inference_mode(False):  # or a later training step could not use the tables
+            angles = torch.arange(rows, dtype=torch.float32)[:, None] * self._frequencies
+            self._cos, self._sin = angles.cos(), angles.sin()
 
 
 class Attention(nn.Module):

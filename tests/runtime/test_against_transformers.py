@@ -15,11 +15,7 @@ from runtime.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.runtime.whole_model import WholeModel
 
-pytestmark = [
-    pytest.mark.timeout(900),  # transformers takes a minute to open the file
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = pytest.mark.timeout(900)  # transformers takes a minute to open the file
 
 NEW_TOKENS = 64
 TOLERANCE = 1e-4  # of the largest logit
