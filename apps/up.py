@@ -12,6 +12,7 @@ from apps.daemon import Daemon
 from apps.settings import Settings
 from apps.show import escape
 from mesh.config import StateFolder
+from mesh.errors import PotluckError
 from mesh.trust import MeshSecret
 
 # Worth a line on the screen of a device; the rest is in `potluck status` and the events API.
@@ -71,9 +72,23 @@ async def _run(
             if not as_json:
                 out.print("\nstopped; the others go on without this device")
         await running
+    except ExceptionGroup as group:
+        # Of the daemon's many tasks, the one that failed says why; the others were only ended.
+        refusal = _first_of_ours(group)
+        if refusal is None:
+            raise
+        raise refusal from None
     finally:
         for task in (speaking, stopping, running):
             task.cancel()
+
+
+def _first_of_ours(group: ExceptionGroup[Exception]) -> PotluckError | None:
+    for error in group.exceptions:
+        found = _first_of_ours(error) if isinstance(error, ExceptionGroup) else error
+        if isinstance(found, PotluckError):
+            return found
+    return None
 
 
 async def _speak(daemon: Daemon, out: Console, *, as_json: bool) -> None:

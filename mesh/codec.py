@@ -55,6 +55,7 @@ def unpack(data: bytes | memoryview) -> Any:
             max_array_len=MAX_CONTROL_ITEMS,
             max_map_len=MAX_CONTROL_ITEMS,
             max_ext_len=0,
+            ext_hook=_refuse_extension,  # one of no bytes passes the limit
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise ProtocolError(f"not a control message: {error or type(error).__name__}") from None
@@ -119,6 +120,10 @@ def _reader(kind: Any) -> Read:
     if origin in (Union, types.UnionType):
         return _union_reader(args)
     raise TypeError(f"the codec has no rule for {kind!r}")
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code}")
 
 
 def _read_scalar(kind: type, plain: Any) -> Any:

@@ -76,13 +76,19 @@ class Home:
     @classmethod
     @asynccontextmanager
     async def of(
-        cls, count: int, model: str, memory: str, *, namespaces: bool
+        cls,
+        count: int,
+        memory: str,
+        *,
+        namespaces: bool = False,
+        sessions: int = 4,
+        context: int = 32768,
     ) -> AsyncIterator[Home]:
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potluck-")))
             lan = stack.enter_context(Lan(count)) if namespaces else None
             options = (
-                *("--memory", memory, "--sessions", "4", "--context", "32768"),
+                *("--memory", memory, "--sessions", str(sessions), "--context", str(context)),
                 *("--port", "0", "--api-port", "0"),
             )
             secret = MeshSecret.new()
@@ -171,7 +177,7 @@ async def run_all(seeds: range, model: str, memory: str, fault: str, out: Path |
     cases = [Case.of(seed) for seed in seeds]
     records: list[dict[str, Any]] = []
     for count in sorted({case.devices for case in cases}):
-        async with Home.of(count, model, memory, namespaces=fault == "unplug") as home:
+        async with Home.of(count, memory, namespaces=fault == "unplug") as home:
             for case in (case for case in cases if case.devices == count):
                 record = await run_case(home, case, model, fault)
                 records.append(record)

@@ -1,0 +1,218 @@
+"""The command as a person types it: what it prints, how it exits, what its errors say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.config import StateFolder
+from mesh.trust import MeshSecret
+from tests.apps.conftest import TinyMesh
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("tiny_mesh")]
+
+
+def potluck(
+    *words: str, home: Path | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command without blocking the pipes of the daemons for long."""
+    where = ("--home", str(home)) if home else ()
+    return subprocess.run(
+        [sys.executable, "-m", "apps.cli", *words, *where],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
+    )
+
+
+async def on(mesh: TinyMesh, *words: str, device: int = 0) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(potluck, *words, home=mesh.home.devices[device].home)
+
+
+async def test_run_prints_the_text_and_its_speed(tiny_mesh: TinyMesh) -> None:
+    words = ("run", tiny_mesh.model, "the cat", "--max-tokens", "8", "--temperature", "0")
+    plain = await on(tiny_mesh, *words)
+    assert plain.returncode == 0, plain.stderr
+    answer = json.loads((await on(tiny_mesh, *words, "--json")).stdout)
+    assert plain.stdout.rstrip("\n") == answer["text"].rstrip("\n")
+    assert "tokens/s" in plain.stderr
+    assert len(answer["token_ids"]) == 8
+
+
+async def test_run_reads_its_prompt_from_a_pipe(tiny_mesh: TinyMesh) -> None:
+    home = tiny_mesh.owner.home
+    words = ("run", tiny_mesh.model, "--max-tokens", "4", "--temperature", "0", "--json")
+    done = await asyncio.to_thread(potluck, *words, home=home, input="the cat")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["token_ids"]) == 4
+
+
+async def test_status_names_every_device_and_the_leader(tiny_mesh: TinyMesh) -> None:
+    done = await on(tiny_mesh, "status")
+    assert done.returncode == 0, done.stderr
+    assert all(f"device{n}" in done.stdout for n in range(3))
+    assert done.stdout.count("(leads)") == 1
+    body = json.loads((await on(tiny_mesh, "status", "--json")).stdout)
+    assert {member["health"] for member in body["mesh"]["members"]} == {"alive"}
+
+
+async def test_plan_prints_each_way_and_the_reason(tiny_mesh: TinyMesh) -> None:
+    done = await on(tiny_mesh, "plan", tiny_mesh.model)
+    assert done.returncode == 0, done.stderr
+    assert "short by" in done.stdout
+    assert "predicted" in done.stdout
+    body = json.loads((await on(tiny_mesh, "plan", tiny_mesh.model, "--json")).stdout)
+    assert body["candidates"][0]["chosen"]
+
+
+async def test_invite_and_join_bring_a_device_in(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
+    code = json.loads((await on(tiny_mesh, "invite", "--json")).stdout)["code"]
+    assert code in (await on(tiny_mesh, "invite")).stdout
+    done = await asyncio.to_thread(
+        potluck, "join", code, "--interface", "lo", home=tmp_path / "new"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The code is right" in done.stdout
+    folder = StateFolder.open(tmp_path / "new")
+    assert MeshSecret.load(folder) == MeshSecret.from_join_code(code)
+    assert folder.secret.stat().st_mode & 0o077 == 0
+
+
+async def test_an_unreachable_peer_is_said_so(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
+    code = json.loads((await on(tiny_mesh, "invite", "--json")).stdout)["code"]
+    done = await asyncio.to_thread(
+        potluck, "join", code, "--peer", "127.0.0.1:9", "--interface", "lo", home=tmp_path / "new"
+    )
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr
+
+
+async def test_the_code_of_another_mesh_is_refused_by_its_members(
+    tiny_mesh: TinyMesh, tmp_path: Path
+) -> None:
+    async with tiny_mesh.owner.client() as client:
+        status = await client.get("/potluck/status")
+    address = next(m["address"] for m in status["mesh"]["members"] if m["address"])
+    code = MeshSecret.new().join_code
+    done = await asyncio.to_thread(
+        potluck, "join", code, "--peer", address, "--interface", "lo", home=tmp_path / "new"
+    )
+    assert done.returncode == 1
+    assert "mesh" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert MeshSecret.load(StateFolder.open(tmp_path / "new")) is None
+
+
+async def test_ctrl_c_ends_a_stream_and_frees_its_place(tiny_mesh: TinyMesh) -> None:
+    words = ("run", tiny_mesh.model, "the cat", "--max-tokens", "110", "--temperature", "0")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "apps.cli", *words, "--home", str(tiny_mesh.owner.home)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.read(1)  # it has begun
+    process.send_signal(signal.SIGINT)
+    _, errors = await process.communicate()
+    assert process.returncode in (130, 0)  # 0 if the text was over before the signal came
+    assert b"Traceback" not in errors
+    async with asyncio.timeout(10), tiny_mesh.owner.client() as client:
+        while (await client.get("/potluck/status"))["conversations"]:
+            await asyncio.sleep(0.05)
+
+
+# --- without a mesh ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "m", "hello"), ("status",), ("plan", "m"), ("invite",)], ids=str
+)
+async def test_a_verb_without_a_daemon_says_what_to_type(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    done = potluck(*words, home=tmp_path)
+    assert done.returncode == 2
+    assert "potluck up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_a_daemon_that_died_is_told_from_one_that_never_was(tmp_path: Path) -> None:
+    StateFolder.open(tmp_path).daemon.write_text('{"pid": 1, "api_port": 9}')
+    done = potluck("status", home=tmp_path)
+    assert done.returncode == 2
+    assert "does not answer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("ABC", "a join code has 30 characters"), ("!" * 30, "never holds")],
+)
+async def test_a_join_code_that_cannot_be(tmp_path: Path, code: str, words: str) -> None:
+    done = potluck("join", code, home=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+async def test_one_wrong_character_of_a_join_code_is_found(tmp_path: Path) -> None:
+    code = MeshSecret.new().join_code
+    wrong = code[:7] + ("2" if code[7] != "2" else "3") + code[8:]
+    done = potluck("join", wrong, home=tmp_path)
+    assert done.returncode == 2
+    assert "look at group 2" in done.stderr
+
+
+async def test_a_device_of_another_mesh_has_to_leave_first(tmp_path: Path) -> None:
+    MeshSecret.new().save(StateFolder.open(tmp_path))
+    done = potluck("join", MeshSecret.new().join_code, home=tmp_path)
+    assert done.returncode == 2
+    assert "potluck leave" in done.stderr
+    left = potluck("leave", home=tmp_path)
+    assert left.returncode == 0
+    assert MeshSecret.load(StateFolder.open(tmp_path)) is None
+
+
+@pytest.mark.parametrize("option", ["--port", "--api-port"])
+async def test_a_port_in_use_is_named(tmp_path: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        other = "--api-port" if option == "--port" else "--port"
+        done = potluck(*("up", "--interface", "lo", option, port, other, "0"), home=tmp_path)
+    assert done.returncode == 2
+    assert port in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--memory", "lots"), "a size is a number and a unit"),
+        (("--interface", "nosuch0"), "no network interface 'nosuch0'"),
+        (("--peer", "kitchen"), "an address is HOST:PORT"),
+    ],
+    ids=str,
+)
+async def test_a_bad_setting_is_told_in_words(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = potluck("up", *words, home=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+async def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path)
+    MeshSecret.new().save(folder)
+    os.chmod(folder.secret, 0o644)
+    done = potluck("up", "--interface", "lo", "--port", "0", "--api-port", "0", home=tmp_path)
+    assert done.returncode == 2
+    assert "chmod 600" in done.stderr
