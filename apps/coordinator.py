@@ -57,6 +57,7 @@ class Coordinator:
         self._plan: Plan | None = None
         self._wish: Wish | None = None
         self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
+        self._gone: frozenset[PeerId] = frozenset()  # who has gone since then, back or not
         self._waiting: list[_Waiting] = []
         self._work = asyncio.Event()
 
@@ -83,6 +84,11 @@ class Coordinator:
     def on_view_changed(self) -> None:
         """Somebody came or went: look whether the plan still holds."""
         self._work.set()
+
+    def on_gone(self, peer: PeerId) -> None:
+        """A device died or left: what it held is lost, even if it is back in a moment."""
+        self._gone |= {peer}
+        self._considered -= {peer}
 
     async def want(self, wish: Wish) -> WantReply:
         """Returns when a plan for the wish is in force, or says why there is none."""
@@ -128,6 +134,7 @@ class Coordinator:
                 await self._replan(wish, reason or f"{wish.model.name} is wanted")
                 failures = 0
             except PlanError as error:
+                self._considered = self._present()
                 self._give_up(str(error))
             except MeshError as error:
                 # Somebody vanished or moved on while the plan was being installed.
@@ -141,6 +148,7 @@ class Coordinator:
 
     async def _recall(self) -> None:
         """Asks every device for the last plan it had in force; the newest one counts."""
+        self._gone = frozenset()
         reports = await self._reports()
         self._plan, self._wish = max(
             ((report.plan, report.wish) for report in reports if report.plan and report.wish),
@@ -154,13 +162,10 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         self._timeline.note("planning", f"planning {wish.model.name}: {reason}")
-        present = self._present()
-        try:
-            choice = self._choose(wish, await self._survey.findings(wish))
-        finally:
-            self._considered = present
+        present, gone = self._present(), self._gone
+        choice = self._choose(wish, await self._survey.findings(wish))
         chosen_s = loop.time()
-        if self._plan is not None and self._same_placement(choice.plan) and self._why() is None:
+        if self._is_whole() and self._same_placement(choice.plan):
             self._timeline.note("plan-kept", choice.plan.reason)
         else:
             self._plan = await self._install(choice.plan, wish)
@@ -171,7 +176,8 @@ class Coordinator:
                 install_ms=(loop.time() - chosen_s) * 1e3,
                 plan_ms=(loop.time() - started_s) * 1e3,
             )
-        self._wish = wish
+        self._wish, self._considered = wish, present
+        self._gone -= gone  # whoever went while this was being done is looked at next
         self._answer_served()
 
     async def _install(self, plan: Plan, wish: Wish) -> Plan:
@@ -192,10 +198,20 @@ class Coordinator:
         """Why there should be another plan than the one in force; None when it is good."""
         view = self._node.view
         names = {member.peer: member.name for member in view.members}
-        return why_replan(self._plan, view.epoch, self._present(), self._considered, names)
+        broken = self._gone & frozenset(self._plan.devices if self._plan else ())
+        return why_replan(self._plan, view.epoch, self._present() - broken, self._considered, names)
+
+    def _is_whole(self) -> bool:
+        """Whether every device of the plan still has what it was given, in this very epoch."""
+        plan = self._plan
+        return (
+            plan is not None
+            and plan.epoch == self._node.view.epoch
+            and not self._gone & frozenset(plan.devices)
+        )
 
     def _holds(self) -> bool:
-        return self._plan is not None and self._why() is None
+        return self._why() is None
 
     def _serves(self, wish: Wish) -> bool:
         mine = self._wish

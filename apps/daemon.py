@@ -205,6 +205,7 @@ class Daemon:
         self._spawn(self._links.disconnect(peer))
         self._outbox.forget(peer)
         self._pipeline.forget(peer)
+        self._coordinator.on_gone(peer)
         plan = self._installer.plan
         if plan is not None and peer in plan.devices:
             member = self.node.view.find(peer)

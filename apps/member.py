@@ -48,7 +48,7 @@ from runtime.session_messages import (
 from runtime.steps import Steps
 from runtime.worker import Worker
 
-SCRATCH_BYTES = 64 * 1024 * 1024  # activations of a 512-token step, tiles, what torch keeps around
+SCRATCH_BYTES = 128 * 1024 * 1024  # a 512-token step against a full context, and its tiles
 
 
 class MemberRole:

@@ -194,6 +194,8 @@ class Core:
         if not judging:
             self._table = membership.forgive(self._table, late_s)
             self._leadership.drop_candidacy()
+            if self._leadership.leads:  # who still follows us, fresh beats must tell: an old count
+                self._beats = Beats()  # would make the leader elected meanwhile give way to us
         for peer, record in list(self._table.records.items()):
             if judging and record.member.is_here:
                 self._judge(peer, now_s)

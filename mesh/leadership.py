@@ -42,12 +42,14 @@ class Leadership:
         self._chance = chance
         self._merit = merit
         self._candidacy = Candidacy()
-        self._ready_s = 0.0
+        self._ready_s: float | None = None  # until then we look for a mesh that has a leader
 
     @property
     def wake_s(self) -> float | None:
         """When `advance` should be called again at the latest."""
-        return None if self._candidacy.phase is Phase.IDLE else self._candidacy.until_s
+        if self._candidacy.phase is Phase.IDLE:
+            return self._ready_s
+        return self._candidacy.until_s
 
     def start(self, now_s: float) -> None:
         self._ready_s = now_s + JOIN_WINDOW_S
@@ -108,9 +110,11 @@ class Leadership:
 
     def _stand(self, now: Situation, now_s: float) -> bool:
         """One step of our candidacy; False if there is none to take now."""
+        if self._ready_s is not None and now_s < self._ready_s:
+            return False
+        self._ready_s = None
         delay_s = election.delay_s(now, self._merit, self._chance())
-        wait_s = max(0.0, self._ready_s - now_s) + delay_s
-        candidacy, action = election.stand(now, self._candidacy, now_s, wait_s)
+        candidacy, action = election.stand(now, self._candidacy, now_s, delay_s)
         if isinstance(action, Ask) and action.request.binding:
             own_vote = Epoch(action.request.counter, self._me)
             if not self._keep(replace(self.ballot, voted=own_vote)):

@@ -201,7 +201,7 @@ class Node:
                     self._requests.fail(peer, f"{peer.short} is gone: {reason}")
                     if self._links.close(peer, reason):
                         self._listeners.tell(LinkDown(self._now_s, reason, peer))
-                    self._hints.lost(peer, self._now_s)
+                    self._look_for(peer)
                 case Forget(peer, reason):
                     self._requests.fail(peer, f"{peer.short}: {reason}")
         if self._core.take_beat_due():
@@ -264,9 +264,16 @@ class Node:
     def _link_down(self, peer: PeerId, reason: str) -> None:
         self._listeners.tell(LinkDown(self._now_s, reason, peer))
         self._core.link_lost(peer, reason, self._now_s)
-        self._hints.lost(peer, self._now_s)
+        self._look_for(peer)
         self._nursery.start(self._give_up(peer))
         self._carry_out()
+
+    def _look_for(self, peer: PeerId) -> None:
+        """Dials where the peer was; one that always came to us is looked for all the same."""
+        member = self.view.find(peer)
+        if member is not None and member.address is not None:
+            self._hints.add(member.address, peer, self._now_s)
+        self._hints.lost(peer, self._now_s)
 
     async def _give_up(self, peer: PeerId) -> None:
         """Fails what was asked of a peer whose link does not come back."""

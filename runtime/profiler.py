@@ -20,12 +20,13 @@ from mesh.ids import ModelId
 from planner.plan import Span
 from planner.profile import Curve
 from runtime.kv_cache import SessionCache
+from runtime.models.block import Block
 from runtime.weights import Checkpoint
 
 TOKEN_COUNTS = (1, 16, 64, 256, 512)
 REPEATS = 3
-HEAD_SAMPLE_ROWS = 16_384  # far more bytes than any cache, far fewer than a head
-MEASURE_VERSION = 1  # raise when the compute path changes, so that old figures are not believed
+CACHE_BYTES = 128 * 1024 * 1024  # more than the caches of any processor in a home
+MEASURE_VERSION = 2  # raise when the compute path changes, so that old figures are not believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,16 @@ class Measured:
 
 
 def measure(checkpoint: Checkpoint) -> Measured:
-    """Runs in the worker thread; takes seconds. Raises BadModelFile for a damaged file."""
-    layers = range(len(checkpoint.profile().layers))
-    # The first and the last layer stand for all: in the families we have, layers differ only in
-    # their window, and profiles are rescaled by what steps really took.
-    curves = [_layer_seconds(checkpoint, index) for index in {layers[0], layers[-1]}]
-    points = tuple(
-        (count, sum(curve[count] for curve in curves) / len(curves)) for count in TOKEN_COUNTS
-    )
+    """Runs in the worker thread; takes seconds. Raises BadModelFile for a damaged file.
+
+    Several layers in turn, as in a real step: one alone would stay in the processor's cache and
+    look faster than it is.
+    """
+    layers = checkpoint.profile().layers
+    count = max(1, min(len(layers), -(-CACHE_BYTES // max(1, layers[0].weight_bytes))))
+    blocks = [checkpoint.load_layer(index) for index in range(count)]
+    counts = [tokens for tokens in TOKEN_COUNTS if tokens <= checkpoint.spec.context]
+    points = tuple((tokens, _layer_seconds(checkpoint, blocks, tokens)) for tokens in counts)
     return Measured(Curve(points), _head_seconds(checkpoint))
 
 
@@ -59,32 +62,25 @@ def load_or_measure(checkpoint: Checkpoint, folder: Path, threads: int) -> Measu
 
 
 @torch.inference_mode()
-def _layer_seconds(checkpoint: Checkpoint, index: int) -> dict[int, float]:
-    block = checkpoint.load_layer(index)
-    spec = checkpoint.spec
-    seconds: dict[int, float] = {}
-    for count in TOKEN_COUNTS:
-        if count > spec.context:
-            continue
-        hidden = torch.randn(count, spec.hidden_size)  # [S, D]
-        times = []
-        for _ in range(REPEATS + 1):  # the first warms caches and pages up
-            cache = SessionCache(spec, Span(index, index + 1), spec.context).layers[0]
-            started_s = time.perf_counter()
+def _layer_seconds(checkpoint: Checkpoint, blocks: list[Block], tokens: int) -> float:
+    """The mean over the blocks; the median over the repeats."""
+    hidden = torch.randn(tokens, checkpoint.spec.hidden_size)  # [S, D]
+    span = Span(0, len(blocks))
+    times = []
+    for _ in range(REPEATS + 1):  # the first warms memory up
+        caches = SessionCache(checkpoint.spec, span, checkpoint.spec.context).layers
+        started_s = time.perf_counter()
+        for block, cache in zip(blocks, caches, strict=True):
             block.forward(hidden, 0, cache)
-            times.append(time.perf_counter() - started_s)
-        seconds[count] = median(times[1:])
-    largest = max(seconds)
-    for count in TOKEN_COUNTS:
-        seconds.setdefault(count, seconds[largest] * count / largest)
-    return seconds
+        times.append((time.perf_counter() - started_s) / len(blocks))
+    return median(times[1:])
 
 
 @torch.inference_mode()
 def _head_seconds(checkpoint: Checkpoint) -> float:
     """A matrix-vector product over part of the vocabulary, scaled: the head is bound by memory."""
     spec = checkpoint.spec
-    rows = min(HEAD_SAMPLE_ROWS, spec.vocabulary)
+    rows = min(CACHE_BYTES // (4 * spec.hidden_size), spec.vocabulary)
     weight = torch.randn(rows, spec.hidden_size)
     hidden = torch.randn(1, spec.hidden_size)
     times = []

@@ -335,6 +335,27 @@ def test_known_peers_are_found_again_without_any_hint() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("end", ["crash", "power"])
+def test_a_peer_that_always_came_to_us_is_looked_for_all_the_same(end: str) -> None:
+    async def main() -> None:
+        home = Home(2, seed=1)
+        home[0].hints, home[1].hints = (), ("d0",)
+        home.start()
+        await asyncio.sleep(3)
+        since_s = virtual_loop().time()
+        await {"crash": home[1].crash, "power": home[1].power_off}[end]()
+        node = home[0].node
+        assert node is not None
+        await node.wait_for(lambda view: len(view.alive) == 1, timeout_s=4)
+        assert virtual_loop().time() - since_s < (0.1 if end == "crash" else 4.0)
+        home[1].hints = ()
+        home[1].store.state = StoredState(incarnation=1)
+        home[1].start()
+        await node.wait_for(lambda view: len(view.alive) == 2, timeout_s=2)
+
+    run_virtual(main())
+
+
 def test_addresses_spread_by_hearsay() -> None:
     async def main() -> None:
         home = Home(3, seed=1)
