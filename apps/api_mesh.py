@@ -18,7 +18,7 @@ from apps.settings import Settings
 from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.errors import NoLeader
-from mesh.link import TensorLinks
+from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.trust import MeshSecret
 from planner.plan import Plan

@@ -128,7 +128,7 @@ def join(
     known = MeshSecret.load(folder)
     if known is not None and known != secret:
         raise ConfigError("this device is in another mesh; leave that one first: potluck leave")
-    from apps.joining import look_for_members
+    from apps.join import look_for_members
 
     addresses = [Address.parse(text) for text in peer or ()]
     with show.waiting(err, "looking for the mesh", quiet=as_json):
@@ -206,7 +206,7 @@ def run(
     if seed is not None:
         body["seed"] = seed
     port = find_daemon(StateFolder.open(home))
-    from apps.running import stream_text
+    from apps.run import stream_text
 
     result = asyncio.run(stream_text(port, body, out, err, quiet=as_json))
     if as_json:

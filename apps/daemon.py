@@ -25,16 +25,16 @@ from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.config import StateFolder, erase, write_private
-from mesh.control import ControlTransport
-from mesh.dialer import Dialer
-from mesh.discovery import Discovery, choose_interfaces
 from mesh.errors import ConfigError, LinkError, PotluckError, StaleEpoch
 from mesh.events import Event, LeaderElected, LinkUp, PeerDied, PeerLeft, ViewChanged
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
-from mesh.link import TensorLinks
+from mesh.net.control import ControlTransport
+from mesh.net.dialer import Dialer
+from mesh.net.discovery import Discovery, choose_interfaces
+from mesh.net.server import WebsocketServer
+from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
-from mesh.server import WebsocketServer
 from mesh.state_store import FileStore
 from mesh.tensor_frame import Kind, TensorFrame
 from mesh.trust import MeshSecret, MeshTrust

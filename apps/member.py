@@ -32,7 +32,7 @@ from mesh.codec import from_plain, to_plain
 from mesh.config import StateFolder
 from mesh.errors import Busy, LinkError, ModelError, StaleEpoch
 from mesh.ids import PeerId
-from mesh.link import TensorLinks
+from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from planner.profile import DeviceProfile, LinkProfile
 from runtime.pipeline import Pipeline

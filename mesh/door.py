@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from mesh.control_links import ControlLinks
 from mesh.errors import DialRefused, LinkError, NotOfThisMesh, ProtocolError
 from mesh.hints import Target
 from mesh.ids import Address
 from mesh.limits import HELLO_TIMEOUT_S, MAX_CANDIDATES
-from mesh.links import Links
 from mesh.nursery import Nursery
 from mesh.transport import Channel, Transport
 
@@ -25,7 +25,7 @@ class Door:
     def __init__(
         self,
         transport: Transport,
-        links: Links,
+        links: ControlLinks,
         nursery: Nursery,
         on_refused: Callable[[Address], None],
         on_stranger: Callable[[Address, str], None],

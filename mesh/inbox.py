@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from mesh.control_link import ControlLink
+from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.hints import Hints
-from mesh.links import Links, reachable
 from mesh.messages import (
     Beat,
     Health,
@@ -24,7 +25,6 @@ from mesh.messages import (
     encode_message,
 )
 from mesh.nursery import Nursery
-from mesh.peer_link import PeerLink
 from mesh.requests import Requests
 
 
@@ -32,7 +32,7 @@ class Inbox:
     """Takes a message without ever waiting; what takes time runs in a task of the node."""
 
     def __init__(
-        self, core: Core, requests: Requests, hints: Hints, links: Links, nursery: Nursery
+        self, core: Core, requests: Requests, hints: Hints, links: ControlLinks, nursery: Nursery
     ) -> None:
         self._core = core
         self._requests = requests
@@ -40,7 +40,7 @@ class Inbox:
         self._links = links
         self._nursery = nursery
 
-    def take(self, link: PeerLink, message: Message, now_s: float) -> None:
+    def take(self, link: ControlLink, message: Message, now_s: float) -> None:
         """Raises ProtocolError for a message that has no place here."""
         match message:
             case Beat():
@@ -66,7 +66,7 @@ class Inbox:
                 self._hints.add(sighting.address, sighting.peer, now_s)
 
     def _take_election(
-        self, link: PeerLink, message: VoteRequest | Vote | Lead | Yield, now_s: float
+        self, link: ControlLink, message: VoteRequest | Vote | Lead | Yield, now_s: float
     ) -> None:
         match message:
             case VoteRequest():
@@ -78,7 +78,7 @@ class Inbox:
             case Yield():
                 self._core.take_yield(link.peer, message, now_s)
 
-    def _take_request(self, link: PeerLink, message: Request | Reply | Notice) -> None:
+    def _take_request(self, link: ControlLink, message: Request | Reply | Notice) -> None:
         if isinstance(message, Reply):
             self._requests.take_reply(link.peer, message)
             return
@@ -94,7 +94,7 @@ class Inbox:
             text = "you are not in my view of the mesh; greet me with a newer incarnation"
             link.post(encode_message(Reply(message.number, text, None)))
 
-    async def _send_back(self, link: PeerLink, data: bytes) -> None:
+    async def _send_back(self, link: ControlLink, data: bytes) -> None:
         """On the link the request came by, or on the one that took its place."""
         if not link.closed:
             await link.send(data)

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from mesh.control_link import ControlLink
+from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.door import Door
 from mesh.effects import Cut, Emit, Forget, Tell
@@ -26,14 +28,12 @@ from mesh.limits import (
     LEAVE_TIMEOUT_S,
     TICK_S,
 )
-from mesh.links import Links, reachable
-from mesh.listeners import Listeners
 from mesh.membership import View
 from mesh.messages import Leave, Message, encode_message
 from mesh.nursery import Nursery
-from mesh.peer_link import PeerLink
 from mesh.requests import NoticeHandler, RequestHandler, Requests
 from mesh.state_store import StateStore
+from mesh.subscribers import Subscribers
 from mesh.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Node:
         self._me = me
         self._core = Core(me, name, store, rng.random, settings.merit)
         self._nursery = Nursery()
-        self._links = Links(
+        self._links = ControlLinks(
             me,
             self._nursery,
             self._core.hello,
@@ -80,7 +80,7 @@ class Node:
         self._requests = Requests(me, self._send)
         self._inbox = Inbox(self._core, self._requests, self._hints, self._links, self._nursery)
         self._early_hints: list[tuple[Address, PeerId | None]] = []
-        self._listeners = Listeners()
+        self._subscribers = Subscribers()
         self._started = asyncio.Event()
         self._left = asyncio.Event()
         self._address: Address | None = None
@@ -164,7 +164,7 @@ class Node:
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Called with every event, in order, in the loop; the returned function ends it."""
-        return self._listeners.add(callback)
+        return self._subscribers.add(callback)
 
     async def wait_for(self, predicate: Callable[[View], bool], timeout_s: float | None) -> View:
         """The first view that fits, this one included; None waits for ever; raises TimeoutError."""
@@ -196,11 +196,11 @@ class Node:
                 case Tell(peer, message):
                     self._tell(peer, message)
                 case Emit(event):
-                    self._listeners.tell(event)
+                    self._subscribers.tell(event)
                 case Cut(peer, reason):
                     self._requests.fail(peer, f"{peer.short} is gone: {reason}")
                     if self._links.close(peer, reason):
-                        self._listeners.tell(LinkDown(self._now_s, reason, peer))
+                        self._subscribers.tell(LinkDown(self._now_s, reason, peer))
                     self._look_for(peer)
                 case Forget(peer, reason):
                     self._requests.fail(peer, f"{peer.short}: {reason}")
@@ -252,17 +252,17 @@ class Node:
         self._carry_out()
 
     def _stranger(self, address: Address, reason: str) -> None:
-        self._listeners.tell(Refused(self._now_s, reason, address))
+        self._subscribers.tell(Refused(self._now_s, reason, address))
 
-    def _link_up(self, link: PeerLink, is_new: bool) -> None:
+    def _link_up(self, link: ControlLink, is_new: bool) -> None:
         if is_new:
-            self._listeners.tell(LinkUp(self._now_s, f"greeted {link.hello.name}", link.peer))
+            self._subscribers.tell(LinkUp(self._now_s, f"greeted {link.hello.name}", link.peer))
         self._core.take_hello(link.hello, reachable(link), self._now_s)
         self._inbox.learn(link.hello.sightings, self._now_s)
         self._carry_out()
 
     def _link_down(self, peer: PeerId, reason: str) -> None:
-        self._listeners.tell(LinkDown(self._now_s, reason, peer))
+        self._subscribers.tell(LinkDown(self._now_s, reason, peer))
         self._core.link_lost(peer, reason, self._now_s)
         self._look_for(peer)
         self._nursery.start(self._give_up(peer))
@@ -282,7 +282,7 @@ class Node:
         except LinkError as error:
             self._requests.fail(peer, str(error))
 
-    def _take(self, link: PeerLink, message: Message) -> None:
+    def _take(self, link: ControlLink, message: Message) -> None:
         self._inbox.take(link, message, self._now_s)
         self._carry_out()
 

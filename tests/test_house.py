@@ -27,7 +27,6 @@ ALLOWED = {
         "mesh.errors",
         "mesh.limits",
         "mesh.tensor_frame",
-        "mesh.transport",
     ),
     "apps": ("apps", "runtime", "planner", "mesh"),
 }
@@ -41,7 +40,11 @@ PURE = (
     "mesh/suspicion.py",
     "mesh/membership.py",
     "mesh/election.py",
+    "mesh/leadership.py",
     "mesh/core.py",
+    "mesh/effects.py",
+    "mesh/events.py",
+    "mesh/peer_events.py",
 )
 IMPURE = {"asyncio", "time", "random", "socket", "aiohttp", "zeroconf", "threading", "subprocess"}
 

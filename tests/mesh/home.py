@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesh.control import ControlTransport
-from mesh.dialer import Dialer
 from mesh.identity import Identity
 from mesh.ids import Address, Epoch, PeerId, PlanId, SessionId
-from mesh.link import TensorLinks
-from mesh.server import WebsocketServer
+from mesh.net.control import ControlTransport
+from mesh.net.dialer import Dialer
+from mesh.net.server import WebsocketServer
+from mesh.net.tensor_links import TensorLinks
+from mesh.net.websocket import Websocket
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from mesh.trust import MeshSecret, MeshTrust
-from mesh.websocket import Websocket
 
 LOOPBACK = "127.0.0.1"
 DEADLINE_S = 30.0

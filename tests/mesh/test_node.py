@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mesh.codec import encode
+from mesh.control_link import ControlLink
 from mesh.errors import ConfigError, DialTimeout, LinkClosed, NoLeader, RequestFailed, SessionError
 from mesh.events import LinkUp, PeerJoined, Refused
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_CANDIDATES, MAX_OUTBOX_MESSAGES, MAX_REQUESTS_PER_PEER, PROTOCOL_VERSION
 from mesh.messages import Beat, Hello, decode_message, encode_message
 from mesh.node import Node
-from mesh.peer_link import PeerLink
 from mesh.state_store import StoredState
 from tests.sim.clock import run_virtual, virtual_loop
 from tests.sim.home import Home
@@ -430,7 +430,7 @@ class StuckChannel:
 
 async def test_a_peer_that_does_not_read_gets_the_newest_beat_first_and_blocks_only_bulk() -> None:
     channel = StuckChannel()
-    link = PeerLink(channel, hello(), 0.0)
+    link = ControlLink(channel, hello(), 0.0)
     async with asyncio.TaskGroup() as tasks:
         writer = tasks.create_task(link.write())
         await link.send(b"first")
@@ -452,7 +452,7 @@ async def test_a_peer_that_does_not_read_gets_the_newest_beat_first_and_blocks_o
 
 
 async def test_who_waits_for_room_learns_that_the_link_closed() -> None:
-    link = PeerLink(StuckChannel(), hello(), 0.0)
+    link = ControlLink(StuckChannel(), hello(), 0.0)
     for _ in range(MAX_OUTBOX_MESSAGES):
         await link.send(b"bulk")
     async with asyncio.TaskGroup() as tasks:
@@ -462,6 +462,6 @@ async def test_who_waits_for_room_learns_that_the_link_closed() -> None:
         await link.close("enough")
 
 
-async def _refused(link: PeerLink) -> None:
+async def _refused(link: ControlLink) -> None:
     with pytest.raises(LinkClosed):
         await link.send(b"one more")

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import PeerId
 from mesh.limits import FRAMES_IN_FLIGHT, MAX_TENSOR_FRAME_BYTES
+from mesh.net.websocket import Websocket
 from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
-from mesh.websocket import Websocket
 
 STREAM_ID_BYTES = 8
 _NUMBER = struct.Struct("<Q")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from mesh.dialer import REASON_HEADER, VERSION_HEADER
 from mesh.errors import NotOfThisMesh
 from mesh.ids import Address, PeerId
 from mesh.limits import (
@@ -27,9 +26,10 @@ from mesh.limits import (
     REQUEST_TIMEOUT_S,
     TLS_HANDSHAKE_TIMEOUT_S,
 )
-from mesh.listener import Gate, ListeningSocket, open_sockets
+from mesh.net.dialer import REASON_HEADER, VERSION_HEADER
+from mesh.net.sockets import Gate, ListeningSocket, open_sockets
+from mesh.net.websocket import Websocket
 from mesh.trust import MeshTrust
-from mesh.websocket import Websocket
 
 Handler = Callable[[Websocket], Awaitable[None]]
 OnRefused = Callable[[str, str], None]

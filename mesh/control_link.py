@@ -16,7 +16,7 @@ from mesh.messages import Hello
 from mesh.transport import Channel
 
 
-class PeerLink:
+class ControlLink:
     """One greeted channel and its outbox."""
 
     def __init__(self, channel: Channel, hello: Hello, since_s: float) -> None:
@@ -92,7 +92,7 @@ class PeerLink:
         return None
 
 
-def replaces(new: PeerLink, old: PeerLink, me: PeerId) -> bool:
+def replaces(new: ControlLink, old: ControlLink, me: PeerId) -> bool:
     """Whether `new` should take the place of `old`, a living link with the same peer.
 
     Links that crossed are told apart by who dialled, so that both ends keep the same one. A much

@@ -18,7 +18,6 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from mesh.errors import BadId
 from mesh.ids import Address, PeerId
-from mesh.interfaces import SYSFS, Interface, choose_interfaces, has_carrier, list_interfaces
 from mesh.limits import (
     INTERFACE_POLL_S,
     MAX_CANDIDATES,
@@ -27,6 +26,7 @@ from mesh.limits import (
     PROTOCOL_VERSION,
     RESOLVE_TIMEOUT_S,
 )
+from mesh.net.interfaces import SYSFS, Interface, choose_interfaces, has_carrier, list_interfaces
 
 __all__ = ["SERVICE_TYPE", "Discovery", "Interface", "choose_interfaces"]
 

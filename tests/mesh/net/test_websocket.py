@@ -8,8 +8,6 @@ import time
 import aiohttp
 import pytest
 
-from mesh.control import ControlTransport
-from mesh.dialer import Dialer
 from mesh.errors import (
     ConfigError,
     DialRefused,
@@ -29,10 +27,12 @@ from mesh.limits import (
     MAX_UNKNOWN_SOCKETS,
     MAX_UNKNOWN_SOCKETS_PER_HOST,
 )
-from mesh.listener import Gate
-from mesh.server import WebsocketServer
+from mesh.net.control import ControlTransport
+from mesh.net.dialer import Dialer
+from mesh.net.server import WebsocketServer
+from mesh.net.sockets import Gate
+from mesh.net.websocket import BadMessage
 from mesh.trust import MeshSecret, MeshTrust
-from mesh.websocket import BadMessage
 from tests.mesh.home import DEADLINE_S, LOOPBACK, Device, device
 
 SECRET = MeshSecret.new()

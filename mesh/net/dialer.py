@@ -21,8 +21,8 @@ from mesh.errors import (
 )
 from mesh.ids import Address, PeerId
 from mesh.limits import CLOSE_TIMEOUT_S, DIAL_TIMEOUT_S, PROTOCOL_VERSION
+from mesh.net.websocket import Websocket
 from mesh.trust import MeshTrust
-from mesh.websocket import Websocket
 
 VERSION_HEADER = "Potluck-Protocol"
 REASON_HEADER = "Potluck-Reason"

@@ -11,11 +11,11 @@ import pytest
 from zeroconf import IPVersion
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-from mesh import discovery
-from mesh.discovery import SERVICE_TYPE, Discovery
 from mesh.ids import Address, PeerId
-from mesh.interfaces import SYSFS, Interface
 from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE
+from mesh.net import discovery
+from mesh.net.discovery import SERVICE_TYPE, Discovery
+from mesh.net.interfaces import SYSFS, Interface
 
 LOOPBACK = [Interface("lo", ("127.0.0.1",))]
 DEADLINE_S = 20.0
@@ -84,7 +84,7 @@ async def test_two_devices_of_a_mesh_find_each_other():
 async def test_another_process_is_found():
     tag, peer = a_tag(), some_peer()
     program = (
-        "import asyncio; from mesh.discovery import *; from mesh.ids import PeerId;"
+        "import asyncio; from mesh.net.discovery import *; from mesh.ids import PeerId;"
         f"asyncio.run(Discovery(own=PeerId({str(peer)!r}), name='far', tag={tag!r}, port=1003,"
         "interfaces=[Interface('lo', ('127.0.0.1',))], on_hint=print).run())"
     )

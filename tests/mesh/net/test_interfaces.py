@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import ConfigError
-from mesh.interfaces import Interface, choose_interfaces, has_carrier, list_interfaces
+from mesh.net.interfaces import Interface, choose_interfaces, has_carrier, list_interfaces
 
 
 def make_sysfs(folder: Path, **interfaces: tuple[str, str]) -> Path:

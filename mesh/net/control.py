@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mesh.dialer import Dialer
 from mesh.ids import Address
 from mesh.limits import MAX_CONTROL_BYTES
-from mesh.server import WebsocketServer
+from mesh.net.dialer import Dialer
+from mesh.net.server import WebsocketServer
+from mesh.net.websocket import Websocket
 from mesh.transport import Accept
-from mesh.websocket import Websocket
 
 CONTROL_ROUTE = "control"
 

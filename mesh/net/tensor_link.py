@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from mesh.ids import Address
-from mesh.stream import ReceiveStream, SendCounts, SendStream
+from mesh.net.stream import ReceiveStream, SendCounts, SendStream
 
 
 @dataclass(frozen=True, slots=True)

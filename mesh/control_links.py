@@ -7,16 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
+from mesh.control_link import ControlLink, replaces
 from mesh.errors import LinkClosed, LinkError, ProtocolError
 from mesh.ids import Address, PeerId
 from mesh.limits import PROBE_TIMEOUT_S, RETIRE_GRACE_S
 from mesh.messages import Hello, Message, decode_hello, decode_message, encode_message
 from mesh.nursery import Nursery
-from mesh.peer_link import PeerLink, replaces
 from mesh.transport import Channel
 
 
-class Links:
+class ControlLinks:
     """At most one current link per peer. The callbacks run in the reading task, and never wait.
 
     `on_up(link, is_new)`: `is_new` is False where it takes the place of a living link.
@@ -30,8 +30,8 @@ class Links:
         nursery: Nursery,
         hello: Callable[[], Hello],
         refusal: Callable[[Hello], str | None],
-        on_up: Callable[[PeerLink, bool], None],
-        on_message: Callable[[PeerLink, Message], None],
+        on_up: Callable[[ControlLink, bool], None],
+        on_message: Callable[[ControlLink, Message], None],
         on_down: Callable[[PeerId, str], None],
     ) -> None:
         self._me = me
@@ -41,20 +41,20 @@ class Links:
         self._on_up = on_up
         self._on_message = on_message
         self._on_down = on_down
-        self._current: dict[PeerId, PeerLink] = {}
+        self._current: dict[PeerId, ControlLink] = {}
         self._changed: defaultdict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
 
-    def find(self, peer: PeerId) -> PeerLink | None:
+    def find(self, peer: PeerId) -> ControlLink | None:
         return self._current.get(peer)
 
     def has(self, peer: PeerId) -> bool:
         return peer in self._current
 
     @property
-    def all(self) -> tuple[PeerLink, ...]:
+    def all(self) -> tuple[ControlLink, ...]:
         return tuple(self._current.values())
 
-    async def wait(self, peer: PeerId) -> PeerLink:
+    async def wait(self, peer: PeerId) -> ControlLink:
         """The link to a peer that should be here; raises LinkClosed if it does not come back."""
         if peer not in self._current:
             changed = self._changed[peer]
@@ -88,7 +88,7 @@ class Links:
             del self._current[link.peer]
             self._on_down(link.peer, reason)
 
-    async def _greet(self, channel: Channel, patience_s: float) -> PeerLink:
+    async def _greet(self, channel: Channel, patience_s: float) -> ControlLink:
         if channel.peer == self._me:
             raise LinkClosed("this is our own address")
         try:
@@ -104,9 +104,9 @@ class Links:
         refusal = self._refusal(hello)
         if refusal is not None:
             raise LinkClosed(refusal)
-        return PeerLink(channel, hello, asyncio.get_running_loop().time())
+        return ControlLink(channel, hello, asyncio.get_running_loop().time())
 
-    def _adopt(self, link: PeerLink) -> None:
+    def _adopt(self, link: ControlLink) -> None:
         old = self._current.get(link.peer)
         if old is not None and not replaces(link, old, self._me):
             # The peer may not have seen the better link yet: to close this one would look a loss.
@@ -119,7 +119,7 @@ class Links:
             self._close_soon(old, "replaced", RETIRE_GRACE_S if same_process else 0)
         self._on_up(link, old is None)
 
-    async def _hold(self, link: PeerLink) -> str:
+    async def _hold(self, link: ControlLink) -> str:
         """Reads and writes until the link ends; the reason why it did."""
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(link.write())
@@ -134,7 +134,7 @@ class Links:
                 await link.close("this device stopped")
         return reason
 
-    def _close_soon(self, link: PeerLink, reason: str, delay_s: float) -> None:
+    def _close_soon(self, link: ControlLink, reason: str, delay_s: float) -> None:
         async def close() -> None:
             await asyncio.sleep(delay_s)
             await link.close(reason)
@@ -142,7 +142,7 @@ class Links:
         self._nursery.start(close())
 
 
-def reachable(link: PeerLink) -> Address | None:
+def reachable(link: ControlLink) -> Address | None:
     """Where the peer listens: the address that worked, or its host as we see it."""
     if link.channel.dialled:
         return link.channel.remote

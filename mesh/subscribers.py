@@ -12,19 +12,19 @@ Listener = Callable[[Event], None]
 _log = logging.getLogger(__name__)
 
 
-class Listeners:
+class Subscribers:
     """Calls everybody with each event, in order; a listener may add or remove any."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
+        self._subscribers: list[Listener] = []
 
     def add(self, listener: Listener) -> Callable[[], None]:
         """The returned function takes it off again."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        self._subscribers.append(listener)
+        return lambda: self._subscribers.remove(listener)
 
     def tell(self, event: Event) -> None:
-        for listener in tuple(self._listeners):
+        for listener in tuple(self._subscribers):
             try:
                 listener(event)
             except Exception:  # a listener's bug must not take the node down; logged in full

@@ -16,9 +16,9 @@ from mesh.limits import (
     MAX_TENSOR_FRAME_BYTES,
     TENSOR_TILE_BYTES,
 )
-from mesh.link import TENSOR_ROUTE, TensorLinks
-from mesh.server import WebsocketServer
-from mesh.stream import MAX_STREAM_MESSAGE_BYTES, PREFIX_BYTES
+from mesh.net.server import WebsocketServer
+from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, PREFIX_BYTES
+from mesh.net.tensor_links import TENSOR_ROUTE, TensorLinks
 from mesh.tensor_frame import Kind, encode_header
 from mesh.trust import MeshSecret, MeshTrust
 from tests.mesh.home import DEADLINE_S, LOOPBACK, Device, Relay, device, header, link_up

@@ -6,13 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 from mesh.config import StateFolder
-from mesh.control import CONTROL_ROUTE
-from mesh.dialer import Dialer
-from mesh.discovery import Discovery, choose_interfaces
 from mesh.errors import LinkError, ProtocolError
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
 from mesh.limits import DEFAULT_PORT, MAX_CONTROL_BYTES
+from mesh.net.control import CONTROL_ROUTE
+from mesh.net.dialer import Dialer
+from mesh.net.discovery import Discovery, choose_interfaces
 from mesh.trust import MeshSecret, MeshTrust
 
 LOOK_S = 4.0  # mDNS answers within 0.2 s on a LAN; a sleepy Wi-Fi needs a few tries

@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from mesh.dialer import Dialer, dial_peer
 from mesh.errors import LinkClosed, LinkError, ProtocolError, StaleEpoch
 from mesh.ids import Address, PeerId
 from mesh.limits import HELLO_TIMEOUT_S, MAX_MEMBERS, PROBE_BUDGET_S, REDIAL_MAX_S, REDIAL_MIN_S
-from mesh.link_state import Link, LinkStats
-from mesh.probe import LinkMeasure, measure_stream
-from mesh.server import WebsocketServer
-from mesh.stream import MAX_STREAM_MESSAGE_BYTES, ReceiveStream, SendStream
+from mesh.net.dialer import Dialer, dial_peer
+from mesh.net.probe import LinkMeasure, measure_stream
+from mesh.net.server import WebsocketServer
+from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, ReceiveStream, SendStream
+from mesh.net.tensor_link import Link, LinkStats
+from mesh.net.websocket import BadMessage, Websocket
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
-from mesh.websocket import BadMessage, Websocket
 
 TENSOR_ROUTE = "tensor"
 _POLICY_VIOLATION = 1008
