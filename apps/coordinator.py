@@ -7,10 +7,10 @@ could not rebuild: a new leader asks the devices for the last plan in force and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
+from apps.ask import ask_all, hear_all
 from apps.plan_messages import (
     COMMIT_PLAN,
     PREPARE_PLAN,
@@ -22,14 +22,14 @@ from apps.plan_messages import (
     WantReply,
     Wish,
 )
-from apps.survey import Findings, Survey
+from apps.survey import Findings, survey
 from apps.timeline import Timeline
 from mesh.codec import from_plain, to_plain
-from mesh.errors import MeshError, NoLeader, PlanError
+from mesh.errors import DoesNotFit, MeshError, NoLeader, PlanError, StaleEpoch
 from mesh.ids import PeerId, PlanId
 from mesh.node import Node
 from planner.choose import Choice, choose
-from planner.plan import Capacity, Plan
+from planner.plan import Plan
 from planner.replan import why_replan
 
 REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
@@ -52,12 +52,12 @@ class Coordinator:
     def __init__(self, node: Node, timeline: Timeline) -> None:
         self._node = node
         self._timeline = timeline
-        self._survey = Survey(node)
         self._leading = False
         self._plan: Plan | None = None
         self._wish: Wish | None = None
         self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
         self._gone: frozenset[PeerId] = frozenset()  # who has gone since then, back or not
+        self._lost = asyncio.Event()  # a device of the plan went
         self._waiting: list[_Waiting] = []
         self._work = asyncio.Event()
 
@@ -87,6 +87,8 @@ class Coordinator:
 
     def on_gone(self, peer: PeerId) -> None:
         """A device died or left: what it held is lost, even if it is back in a moment."""
+        if self._plan is not None and peer in self._plan.devices:
+            self._lost.set()
         self._gone |= {peer}
         self._considered -= {peer}
 
@@ -114,7 +116,7 @@ class Coordinator:
         """The plan that would be chosen now, with every candidate. Raises DoesNotFit."""
         if not self._leading:
             raise NoLeader("this device does not lead")
-        return self._choose(wish, await self._survey.findings(wish))
+        return self._choose(wish, await survey(self._node, wish, measure=True))
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class Coordinator:
         started_s = loop.time()
         self._timeline.note("planning", f"planning {wish.model.name}: {reason}")
         present, gone = self._present(), self._gone
-        choice = self._choose(wish, await self._survey.findings(wish))
+        choice, unmeasured = await self._decide(wish)
         chosen_s = loop.time()
         if self._is_whole() and self._same_placement(choice.plan):
             self._timeline.note("plan-kept", choice.plan.reason)
@@ -176,20 +178,47 @@ class Coordinator:
                 install_ms=(loop.time() - chosen_s) * 1e3,
                 plan_ms=(loop.time() - started_s) * 1e3,
             )
-        self._wish, self._considered = wish, present
+        self._wish, self._considered = wish, present - unmeasured
         self._gone -= gone  # whoever went while this was being done is looked at next
         self._answer_served()
+
+    async def _decide(self, wish: Wish) -> tuple[Choice, frozenset[PeerId]]:
+        """The best plan, and the devices that were left out only because they are not measured.
+
+        While a broken plan keeps sessions waiting, nobody is measured: a plan from what is known
+        comes at once, and the newcomers are looked at right after it.
+        """
+        if self._plan is not None and not self._is_whole():
+            known = await survey(self._node, wish, measure=False)
+            with suppress(DoesNotFit):
+                return self._choose(wish, known), known.unmeasured
+        findings = await self._measure(wish)
+        return self._choose(wish, findings), findings.unmeasured
+
+    async def _measure(self, wish: Wish) -> Findings:
+        """A full survey, given up when the plan that runs meanwhile loses a device."""
+        self._lost.clear()
+        measuring = asyncio.ensure_future(survey(self._node, wish, measure=True))
+        lost = asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait([measuring, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not measuring.done():
+                raise StaleEpoch("a device of the plan was lost while others were measured")
+            return measuring.result()
+        finally:
+            measuring.cancel()
+            lost.cancel()
 
     async def _install(self, plan: Plan, wish: Wish) -> Plan:
         """Two phases, under an epoch of the plan's own. Raises LinkError or RequestFailed."""
         epoch = self._node.advance_epoch("a new plan")
         plan = replace(plan, epoch=epoch, plan_id=PlanId.new())
         prepare, commit = to_plain(Prepare(plan, wish)), to_plain(Commit(plan, wish))
-        await self._ask_all(plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
-        await self._ask_all(plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+        await ask_all(self._node, plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
+        await ask_all(self._node, plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
         others = self._present() - frozenset(plan.devices)
         # The others only need to know; one that does not hear of it asks when it has a session.
-        await self._hear_all(others, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+        await hear_all(self._node, others, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
         return plan
 
     # --- what the leader knows --------------------------------------------------------------------
@@ -214,13 +243,7 @@ class Coordinator:
         return self._why() is None
 
     def _serves(self, wish: Wish) -> bool:
-        mine = self._wish
-        return (
-            mine is not None
-            and mine.model.model == wish.model.model
-            and wish.capacity.sessions <= mine.capacity.sessions
-            and wish.capacity.context <= mine.capacity.context
-        )
+        return self._wish is not None and self._wish.covers(wish)
 
     def _same_placement(self, plan: Plan) -> bool:
         old = self._plan
@@ -231,18 +254,10 @@ class Coordinator:
         )
 
     def _next_wish(self) -> Wish | None:
-        """What is asked for first, else what runs; never less room than the same model has now."""
-        wish = self._waiting[0].wish if self._waiting else self._wish
-        mine = self._wish
-        if wish is None or mine is None or mine.model.model != wish.model.model:
-            return wish
-        return replace(
-            wish,
-            capacity=Capacity(
-                max(wish.capacity.sessions, mine.capacity.sessions),
-                max(wish.capacity.context, mine.capacity.context),
-            ),
-        )
+        """What is asked for first, else what runs."""
+        if not self._waiting:
+            return self._wish
+        return self._waiting[0].wish.with_room_of(self._wish)
 
     def _present(self) -> frozenset[PeerId]:
         return frozenset(member.peer for member in self._node.view.alive)
@@ -288,32 +303,5 @@ class Coordinator:
         return max((report.conversations for report in await self._reports()), default=0)
 
     async def _reports(self) -> list[Report]:
-        bodies = await self._hear_all(self._present(), REPORT_PLAN, None, REPORT_TIMEOUT_S)
+        bodies = await hear_all(self._node, self._present(), REPORT_PLAN, None, REPORT_TIMEOUT_S)
         return [from_plain(Report, body) for body in bodies]
-
-    async def _ask_all(
-        self, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
-    ) -> list[Any]:
-        """All must answer: the first refusal or loss is raised, and the rest is not waited for."""
-        asked = [
-            asyncio.ensure_future(self._node.request(device, topic, body, timeout_s))
-            for device in devices
-        ]
-        try:
-            return await asyncio.gather(*asked)
-        finally:
-            for request in asked:
-                request.cancel()
-
-    async def _hear_all(
-        self, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
-    ) -> list[Any]:
-        """The answers of those who answer."""
-        answers = await asyncio.gather(
-            *(self._node.request(device, topic, body, timeout_s) for device in devices),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, MeshError):
-                raise answer
-        return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -20,6 +20,7 @@ from apps.http import make_app
 from apps.installer import Installer
 from apps.library import Library
 from apps.member import MemberRole
+from apps.profiles import Profiles
 from apps.road import MeshRoad
 from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
@@ -112,18 +113,23 @@ class Daemon:
         self._generator = Generator(
             self.node, self._library, self._installer, self._steps, self.timeline, settings
         )
-        MemberRole(
+        profiles = Profiles(
             node=self.node,
             links=self._links,
             library=self._library,
+            worker=self._worker,
+            folder=self.folder.path / "profiles",
+            name=settings.name,
+            threads=settings.threads,
+            memory_bytes=memory_bytes,
+        )
+        MemberRole(
+            node=self.node,
             installer=self._installer,
             coordinator=self._coordinator,
+            profiles=profiles,
             pipeline=self._pipeline,
             steps=self._steps,
-            worker=self._worker,
-            settings=settings,
-            folder=self.folder,
-            memory_bytes=memory_bytes,
         )
         self.node.subscribe(self._on_event)
 

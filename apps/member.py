@@ -8,35 +8,27 @@ from typing import Any
 
 from apps.coordinator import Coordinator
 from apps.installer import Installer
-from apps.library import Library
 from apps.plan_messages import (
     COMMIT_PLAN,
     PREPARE_PLAN,
     PREVIEW_PLAN,
     PROFILE_DEVICE,
-    PROFILE_LINKS,
     REPORT_PLAN,
     WANT_PLAN,
     Commit,
     OpenReply,
     Outcome,
     Prepare,
-    ProfileLinks,
-    ProfileLinksReply,
-    ProfileReply,
+    ProfileRequest,
     Wish,
 )
 from apps.preview import choice_as_dict
-from apps.settings import Settings
+from apps.profiles import Profiles
 from mesh.codec import from_plain, to_plain
-from mesh.config import StateFolder
-from mesh.errors import Busy, LinkError, ModelError, StaleEpoch
+from mesh.errors import Busy, StaleEpoch
 from mesh.ids import PeerId
-from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
-from planner.profile import DeviceProfile, LinkProfile
 from runtime.pipeline import Pipeline
-from runtime.profiler import load_or_measure
 from runtime.session_messages import (
     CLOSE_SESSION,
     OPEN_SESSION,
@@ -46,9 +38,6 @@ from runtime.session_messages import (
     StepFailed,
 )
 from runtime.steps import Steps
-from runtime.worker import Worker
-
-SCRATCH_BYTES = 128 * 1024 * 1024  # a 512-token step against a full context, and its tiles
 
 
 class MemberRole:
@@ -58,35 +47,24 @@ class MemberRole:
         self,
         *,
         node: Node,
-        links: TensorLinks,
-        library: Library,
         installer: Installer,
         coordinator: Coordinator,
+        profiles: Profiles,
         pipeline: Pipeline,
         steps: Steps,
-        worker: Worker,
-        settings: Settings,
-        folder: StateFolder,
-        memory_bytes: int,
     ) -> None:
         self._node = node
-        self._links = links
-        self._library = library
         self._installer = installer
         self._coordinator = coordinator
+        self._profiles = profiles
         self._pipeline = pipeline
-        self._worker = worker
-        self._settings = settings
-        self._profiles = folder.path / "profiles"
-        self._memory_bytes = memory_bytes
         self._steps = steps
         node.on_request(WANT_PLAN, self._want)
         node.on_request(PREVIEW_PLAN, self._preview)
         node.on_request(REPORT_PLAN, self._report)
         node.on_request(PREPARE_PLAN, self._prepare)
         node.on_request(COMMIT_PLAN, self._commit)
-        node.on_request(PROFILE_DEVICE, self._profile_device)
-        node.on_request(PROFILE_LINKS, self._profile_links)
+        node.on_request(PROFILE_DEVICE, self._profile)
         node.on_request(OPEN_SESSION, self._open_session)
         node.on_notice(CLOSE_SESSION, self._close_session)
         node.on_notice(STEP_FAILED, self._step_failed)
@@ -104,6 +82,9 @@ class MemberRole:
     async def _report(self, peer: PeerId, body: Any) -> Any:
         return to_plain(self._installer.report())
 
+    async def _profile(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(await self._profiles.answer(from_plain(ProfileRequest, body)))
+
     async def _prepare(self, peer: PeerId, body: Any) -> Any:
         request: Prepare = from_plain(Prepare, body)
         self._check_leader(peer)
@@ -117,40 +98,6 @@ class MemberRole:
     def _check_leader(self, peer: PeerId) -> None:
         if peer != self._node.view.leader:
             raise StaleEpoch(f"{peer.short} does not lead here; plans come from the leader")
-
-    # --- profiles ---------------------------------------------------------------------------------
-
-    async def _profile_device(self, peer: PeerId, body: Any) -> Any:
-        wish: Wish = from_plain(Wish, body)
-        try:
-            checkpoint = await self._library.get(wish.model)
-            measured = await self._worker.run(
-                load_or_measure, checkpoint, self._profiles, self._settings.threads
-            )
-        except ModelError as error:
-            return to_plain(ProfileReply(None, str(error)))
-        profile = DeviceProfile(
-            device=self._node.view.me,
-            name=self._settings.name,
-            memory_bytes=self._memory_bytes,
-            layer=measured.layer,
-            head_s=measured.head_s,
-            scratch_bytes=SCRATCH_BYTES,
-        )
-        return to_plain(ProfileReply(profile, ""))
-
-    async def _profile_links(self, peer: PeerId, body: Any) -> Any:
-        request: ProfileLinks = from_plain(ProfileLinks, body)
-        found = []
-        for target in request.peers:
-            try:
-                measured = await self._links.measure(target)
-            except LinkError:
-                continue  # a link that cannot be measured cannot be used; the planner sees that
-            found.append(
-                LinkProfile(self._node.view.me, target, measured.round_trip_s, measured.bytes_per_s)
-            )
-        return to_plain(ProfileLinksReply(tuple(found)))
 
     # --- sessions ---------------------------------------------------------------------------------
 

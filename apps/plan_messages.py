@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mesh.ids import ModelId, PeerId
@@ -15,7 +15,6 @@ REPORT_PLAN = "plan.report"
 PREPARE_PLAN = "plan.prepare"
 COMMIT_PLAN = "plan.commit"
 PROFILE_DEVICE = "profile.device"
-PROFILE_LINKS = "profile.links"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,26 @@ class Wish:
     model: ModelRef
     profile: ModelProfile
     capacity: Capacity
+
+    def covers(self, other: Wish) -> bool:
+        """Whether a plan for this wish serves the other one too."""
+        return (
+            self.model.model == other.model.model
+            and other.capacity.sessions <= self.capacity.sessions
+            and other.capacity.context <= self.capacity.context
+        )
+
+    def with_room_of(self, other: Wish | None) -> Wish:
+        """This wish, with no less room than the other has for the same model."""
+        if other is None or other.model.model != self.model.model:
+            return self
+        return replace(
+            self,
+            capacity=Capacity(
+                max(self.capacity.sessions, other.capacity.sessions),
+                max(self.capacity.context, other.capacity.context),
+            ),
+        )
 
 
 class Outcome(StrEnum):
@@ -92,20 +111,19 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """From the leader: what this device takes for the model, and its links to these peers."""
+
+    wish: Wish
+    peers: tuple[PeerId, ...]
+    measure: bool  # whether to measure what is not known, which takes seconds
+
+
+@dataclass(frozen=True, slots=True)
 class ProfileReply:
     """`absent` says why this device cannot take part; else there is a profile."""
 
     profile: DeviceProfile | None
     absent: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileLinks:
-    """Measure the links from the receiver of this message to these devices."""
-
-    peers: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileLinksReply:
     links: tuple[LinkProfile, ...]
+    unmeasured: bool  # something is missing that could be measured

@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from mesh.ids import ModelId
 from planner.plan import Span
 from planner.profile import Curve
 from runtime.kv_cache import SessionCache
@@ -51,14 +51,32 @@ def measure(checkpoint: Checkpoint) -> Measured:
     return Measured(Curve(points), _head_seconds(checkpoint))
 
 
-def load_or_measure(checkpoint: Checkpoint, folder: Path, threads: int) -> Measured:
-    """The stored measurement for this model, version and machine, else a fresh one."""
-    path = folder / f"{checkpoint.model_id[:16]}-{threads}.json"
-    stored = _load(path, checkpoint.model_id)
-    if stored is None:
-        stored = measure(checkpoint)
-        _store(path, checkpoint.model_id, stored)
-    return stored
+def stored(checkpoint: Checkpoint, folder: Path, threads: int) -> Measured | None:
+    """What was measured before for this model, version and machine. Reads the disk."""
+    try:
+        record = json.loads(_path(checkpoint, folder, threads).read_text())
+        if record["model"] != checkpoint.model_id or record["machine"] != _machine():
+            return None
+        points = tuple((int(tokens), float(seconds)) for tokens, seconds in record["layer"])
+        return Measured(Curve(points), float(record["head_s"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not measured yet, or a torn file: measuring again costs seconds
+
+
+def store(measured: Measured, checkpoint: Checkpoint, folder: Path, threads: int) -> None:
+    """Keeps a measurement. A full disk costs a measurement next time, nothing more."""
+    record = {
+        "model": checkpoint.model_id,
+        "machine": _machine(),
+        "layer": measured.layer.points,
+        "head_s": measured.head_s,
+    }
+    path = _path(checkpoint, folder, threads)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(record))
+        scratch.replace(path)
 
 
 @torch.inference_mode()
@@ -95,28 +113,5 @@ def _machine() -> str:
     return f"{platform.machine()} {os.cpu_count()} torch {torch.__version__} v{MEASURE_VERSION}"
 
 
-def _load(path: Path, model: ModelId) -> Measured | None:
-    try:
-        stored = json.loads(path.read_text())
-        if stored["model"] != model or stored["machine"] != _machine():
-            return None
-        points = tuple((int(count), float(seconds)) for count, seconds in stored["layer"])
-        return Measured(Curve(points), float(stored["head_s"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not measured yet, or a torn file: measuring again costs seconds
-
-
-def _store(path: Path, model: ModelId, measured: Measured) -> None:
-    record = {
-        "model": model,
-        "machine": _machine(),
-        "layer": measured.layer.points,
-        "head_s": measured.head_s,
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(record))
-        scratch.replace(path)
-    except OSError:
-        return  # a full disk costs a measurement next time, nothing more
+def _path(checkpoint: Checkpoint, folder: Path, threads: int) -> Path:
+    return folder / f"{checkpoint.model_id[:16]}-{threads}.json"

@@ -1,0 +1,39 @@
+"""Asking several devices at once: all of them must answer, or whoever does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from mesh.errors import MeshError
+from mesh.ids import PeerId
+from mesh.node import Node
+
+
+async def ask_all(
+    node: Node, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
+) -> list[Any]:
+    """Every answer; the first refusal or loss is raised, and the rest is not waited for."""
+    asked = [
+        asyncio.ensure_future(node.request(device, topic, body, timeout_s)) for device in devices
+    ]
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        for request in asked:
+            request.cancel()
+
+
+async def hear_all(
+    node: Node, devices: Iterable[PeerId], topic: str, body: Any, timeout_s: float
+) -> list[Any]:
+    """The answers of those who answer."""
+    answers = await asyncio.gather(
+        *(node.request(device, topic, body, timeout_s) for device in devices),
+        return_exceptions=True,
+    )
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, MeshError):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
