@@ -131,5 +131,5 @@ def test_gemma_weighs_what_its_file_says() -> None:
     laptop = device(0)
     predicted = predict(pipeline((laptop, 0, 18)), lan(laptop), gemma(), Capacity(4, 32_768))
     weights = 18 * 22_300_000 + 671 * MB
-    caches = 4 * 2048 * (3 * 32_768 + 15 * 1024)
+    caches = 4 * 2048 * (3 * 32_768 + 15 * (512 + KV_SLACK_TOKENS))
     assert predicted.memory_bytes == ((peer(0), weights + caches),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 
 from runtime.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
+from tests.runtime.room import Room, make_plan
 from tests.runtime.whole_model import WholeModel
 
-pytestmark = pytest.mark.timeout(900)  # transformers takes a minute to open the file
+# transformers takes a minute to open the file: once, in one process
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("transformers")]
 
 NEW_TOKENS = 64
 TOLERANCE = 1e-4  # of the largest logit
@@ -91,13 +94,24 @@ def tokenizer(gemma: Checkpoint) -> Tokenizer:
     return Tokenizer.from_gguf(gemma.file)
 
 
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[int]]:
+    """What one device said to each prompt, filled in by the first test."""
+    return {}
+
+
 @pytest.mark.parametrize("prompt", [*PROMPTS, LONG_PROMPT], ids=lambda prompt: prompt[:16])
 def test_generates_what_transformers_generates(
-    prompt: str, model: WholeModel, tokenizer: Tokenizer, reference: Any
+    prompt: str,
+    model: WholeModel,
+    tokenizer: Tokenizer,
+    reference: Any,
+    texts: dict[str, list[int]],
 ) -> None:
     """Token by token through our caches; transformers sees all at once and must agree with each."""
     ids = tokenizer.encode(prompt)
     chosen, ours = model.generate(ids, NEW_TOKENS)
+    texts[prompt] = chosen
     with torch.inference_mode():
         whole = torch.tensor([ids + chosen[:-1]])
         theirs = reference(whole, logits_to_keep=NEW_TOKENS).logits[0]  # [NEW_TOKENS, V]
@@ -125,3 +139,26 @@ def test_tokenizes_as_transformers_does(
     text: str, tokenizer: Tokenizer, reference_tokenizer: Any
 ) -> None:
     assert tokenizer.encode(text) == reference_tokenizer(text)["input_ids"]
+
+
+# Cut anywhere: in front of a full layer, behind one, one layer alone, the head alone with a layer.
+CUTS = [(9,), (5, 12), (1, 6, 17)]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+async def test_the_same_text_on_two_three_and_four_devices(
+    cuts: tuple[int, ...],
+    gemma: Checkpoint,
+    tokenizer: Tokenizer,
+    texts: dict[str, list[int]],
+) -> None:
+    """What one device said, which transformers agreed with, said by several."""
+    async with Room.of(gemma, len(cuts) + 1) as room:
+        await room.put_up(make_plan(gemma, cuts, sessions=len(PROMPTS), context=1024))
+
+        async def say(prompt: str) -> list[int]:
+            session = room.session(0, tokenizer.encode(prompt), NEW_TOKENS)
+            return [token async for token in session.tokens()]
+
+        said = await asyncio.gather(*(say(prompt) for prompt in PROMPTS))
+    assert said == [texts[prompt] for prompt in PROMPTS]
