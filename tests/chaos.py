@@ -3,9 +3,10 @@
     python -m tests.chaos --runs 50 --fault kill      processes on loopback, kill -9
     python -m tests.chaos --runs 50 --fault unplug    namespaces, link down (needs root)
 
-A run is made of its seed alone: how many devices (3 to 5), which one is lost (never the session's
-owner: with it goes its client), after how many tokens. One JSON line a run goes to --out; p50 and
-p95 of detection, election and resume are printed at the end. Exits 1 if any tokens differ.
+A run is made of its seed alone: how many devices (3 to 5), which one is lost, which of the others
+owns the session (an owner that is lost takes its client with it), after how many tokens. One JSON
+line a run goes to --out; p50 and p95 of detection, election, planning and resume are printed at the
+end. Exits 1 if any tokens differ.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Case:
 
     seed: int
     devices: int
+    owner: int
     victim: int
     at_token: int
     prompt: str
@@ -56,17 +58,19 @@ class Case:
     def of(cls, seed: int) -> Case:
         rng = random.Random(seed)
         devices = rng.randint(3, 5)
+        owner, victim = rng.sample(range(devices), 2)
         return cls(
             seed,
             devices,
-            rng.randrange(1, devices),  # device 0 owns the session
+            owner,
+            victim,
             rng.randint(1, TOKENS - 8),
             rng.choice(PROMPTS),
         )
 
 
 class Home:
-    """A mesh of `count` daemons that have met; device 0 owns the sessions."""
+    """A mesh of `count` daemons that have met."""
 
     def __init__(self, devices: list[Device], lan: Lan | None) -> None:
         self.devices = devices
@@ -148,7 +152,7 @@ class Home:
 
 async def run_case(home: Home, case: Case, model: str, fault: str) -> dict[str, Any]:
     """One fault in mid-generation; the line for the table."""
-    owner, victim = home.devices[0], home.devices[case.victim]
+    owner, victim = home.devices[case.owner], home.devices[case.victim]
     undisturbed = await home.undisturbed(model, case.prompt)
     was_leader = (await _mesh_status(owner))["leader"] == victim.device_id
     lost_s = 0.0
