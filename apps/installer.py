@@ -16,7 +16,7 @@ from runtime.pipeline import Pipeline, Post
 from runtime.stage import Stage
 from runtime.steps import Steps
 
-COMMIT_WAIT_S = 30.0  # an owner's wait for a plan that the leader has already called in force
+COMMIT_WAIT_S = 5.0  # an owner's wait for a plan that the leader has already called in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,22 @@ class Installer:
         span = plan.layers_of(self._me)
         ready, self._ready = self._ready, None
         if span is None:
-            self._holdings.clear()
-            self._pipeline.install(None)
+            await self._switch(plan, request.wish, None)
         elif ready is None or ready.plan.plan_id != plan.plan_id or ready.stage is None:
             raise PlanError(f"plan {plan.plan_id[:8]} was not prepared here")
         else:
-            self._holdings.release(span)
             index = next(i for i, stage in enumerate(plan.stages) if stage.layers == span)
-            self._pipeline.install(Post(plan, index, ready.stage, ready.hidden_size))
-        self.plan, self.wish = plan, request.wish
+            post = Post(plan, index, ready.stage, ready.hidden_size)
+            await self._switch(plan, request.wish, post)
+
+    async def _switch(self, plan: Plan, wish: Wish, post: Post | None) -> None:
+        """From the old plan to the new one, in one go; then tells whoever waits for it."""
+        if post is not None:
+            self._holdings.release(post.stage.span)
+        elif self._preparing is None and self._ready is None:
+            self._holdings.clear()
+        self._pipeline.install(post)
+        self.plan, self.wish = plan, wish
         self._steps.interrupt(StaleEpoch(f"plan {plan.plan_id[:8]} is in force"))
         self._timeline.note(
             "plan",
@@ -111,8 +118,23 @@ class Installer:
         async with self._switched:
             self._switched.notify_all()
 
-    async def wait_in_force(self, plan: Plan) -> None:
-        """Returns when `plan` is in force on this device; raises StaleEpoch when it never is."""
+    async def wait_in_force(self, plan: Plan, wish: Wish) -> None:
+        """Returns when a plan that the leader calls in force is so on this device too.
+
+        A device without a share in it need not have been reached: it takes the leader's word. For
+        one with a share the commit is on its way; raises StaleEpoch when it does not come.
+        """
+        if plan.layers_of(self._me) is None and (self.plan is None or self.plan.epoch < plan.epoch):
+            await self._switch(plan, wish, None)
+        await self._until_in_force(plan)
+
+    async def wait_if_prepared(self, plan_id: PlanId) -> None:
+        """An owner may hear of a plan before this device does: waits for one that is on its way."""
+        ready = self._ready
+        if ready is not None and ready.plan.plan_id == plan_id:
+            await self._until_in_force(ready.plan)
+
+    async def _until_in_force(self, plan: Plan) -> None:
         try:
             async with asyncio.timeout(COMMIT_WAIT_S), self._switched:
                 await self._switched.wait_for(
@@ -122,12 +144,6 @@ class Installer:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} did not reach this device") from None
         if self.plan is None or self.plan.plan_id != plan.plan_id:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
-
-    async def wait_if_prepared(self, plan_id: PlanId) -> None:
-        """An owner may hear of a plan before this device does: waits for one that is on its way."""
-        ready = self._ready
-        if ready is not None and ready.plan.plan_id == plan_id:
-            await self.wait_in_force(ready.plan)
 
     async def _load(self, request: Prepare) -> _Ready:
         plan = request.plan

@@ -42,14 +42,12 @@ class MeshRoad:
             async with asyncio.timeout(PLAN_TIMEOUT_S):
                 while True:
                     reply = await self._want()
-                    if reply.outcome is Outcome.OK and reply.plan is not None:
-                        await self._installer.wait_in_force(reply.plan)
-                        gone = self._gone(reply.plan)
-                        if gone is None:
-                            return reply.plan
-                        # We saw it go; the leader will in a moment.
-                        reply = WantReply(Outcome.RETRY, f"{gone} is gone", None)
                     reason = reply.reason
+                    if reply.outcome is Outcome.OK and reply.plan is not None:
+                        try:
+                            return await self._usable(reply.plan)
+                        except StaleEpoch as error:
+                            reason = str(error)
                     if reply.outcome is Outcome.IMPOSSIBLE:
                         raise PlanError(reason)
                     if reply.outcome is Outcome.BUSY:
@@ -98,9 +96,14 @@ class MeshRoad:
             replayed_tokens=tokens,
         )
 
-    def _gone(self, plan: Plan) -> str | None:
+    async def _usable(self, plan: Plan) -> Plan:
+        """A plan in force here, on devices that are here; else raises StaleEpoch."""
+        await self._installer.wait_in_force(plan, self._wish)
         view = self._node.view
-        return next((one.short for one in plan.devices if not view.is_here(one)), None)
+        for device in plan.devices:
+            if not view.is_here(device):  # we saw it go; the leader will in a moment
+                raise StaleEpoch(f"{device.short} is gone")
+        return plan
 
     async def _want(self) -> WantReply:
         try:
