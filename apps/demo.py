@@ -19,7 +19,7 @@ from rich.table import Table
 from apps.library import DEFAULT_MODEL
 from apps.local_mesh import Device, Event
 from apps.measure import Generation, Recovery, generate, generate_and, recovery
-from apps.show import escape, waiting
+from apps.show import escape, layers_text, waiting
 from mesh.errors import PotluckError
 
 NAMES = ("attic", "kitchen", "study")
@@ -74,15 +74,15 @@ class Demo:
         with waiting(out, "measuring, planning, loading", quiet=False):
             undisturbed = await generate(owner, DEFAULT_MODEL, PROMPT, self._tokens)
         plan = (await self._status(owner))["plan"]
-        out.print(f"plan: {escape(plan['reason'])}")
         if len(plan["stages"]) != len(NAMES):
-            raise PotluckError("the plan does not use all three devices")
-        out.print(f"[dim]{escape(PROMPT)}[/]{escape(undisturbed.text)}\n")
+            raise PotluckError(f"the plan does not use all three devices: {plan['reason']}")
+        self._print_plan(plan)
+        out.print(f"[dim]{escape(PROMPT)}[/]{escape(undisturbed.text)}")
 
         lost_stage = await self._lose("a stage", stage, owner, undisturbed)
         with waiting(out, f"{stage.name} comes back", quiet=False):
             await self._take_back(stage, owner)
-        out.print(f"{stage.name} is back and has its share of the plan again\n")
+        out.print(f"\n{stage.name} is back and has a share of the plan again")
         lost_leader = await self._lose("the leader", first_leader, owner, undisturbed)
         new_leader = await self._leader()
 
@@ -108,22 +108,28 @@ class Demo:
 
     async def _lose(self, what: str, lost: Device, owner: Device, undisturbed: Generation) -> Lost:
         """Kills a device after a third of the sentence; the stream goes on by itself."""
-        killed_s = 0.0
+        killed_s, shown = 0.0, 0
 
         async def kill() -> None:
             nonlocal killed_s
             killed_s = await lost.kill()
-            self._out.print(f"[bold red]killed {lost.name}[/] ({what}) in mid-sentence")
+            self._out.print(f"[bold red] << {lost.name}, {what}, killed >> [/]", end="")
 
+        def show(generation: Generation) -> None:
+            nonlocal shown
+            self._out.print(escape(generation.text[shown:]), end="")
+            shown = len(generation.text)
+
+        self._out.print(f"\n[dim]{escape(PROMPT)}[/]", end="")
         generation = await generate_and(
-            owner, DEFAULT_MODEL, PROMPT, self._tokens, self._tokens // 3, kill
+            owner, DEFAULT_MODEL, PROMPT, self._tokens, self._tokens // 3, kill, show
         )
         survivors = [device for device in self._devices if device.running]
         after = recovery(killed_s, lost, survivors, owner)
         equal = generation.token_ids == undisturbed.token_ids
         self._out.print(
-            f"the stream went on after {after.resume_ms or 0:.0f} ms on {len(survivors)} devices, "
-            f"tokens equal: {'yes' if equal else 'NO'}"
+            f"\n[bold green]it went on after {after.resume_ms or 0:.0f} ms on {len(survivors)} "
+            f"devices, tokens equal: {'yes' if equal else 'NO'}[/]"
         )
         return Lost(what, lost.name, len(survivors), after, equal)
 
@@ -167,33 +173,40 @@ class Demo:
             "text": undisturbed.text,
         }
 
-    def _print_table(self, result: dict[str, Any], new_leader: Device) -> None:
+    def _print_plan(self, plan: dict[str, Any]) -> None:
+        """Who holds what, and why."""
         names = {device.device_id: device.name for device in self._devices}
-        stages = result["plan"]["stages"]
-        out = self._out
-        out.print()
-        for stage in stages:
-            first, last = stage["layers"]
-            used = result["plan"]["predicted"]["memory_bytes"][stage["device"]]
-            out.print(
-                f"{names[stage['device']]:>8}  layers {first}-{last - 1}, "
-                f"{used / 1e6:.0f} MB of {MEMORY}"
-            )
-        table = Table(header_style="dim", box=None, pad_edge=False)
-        for column in ("lost in mid-sentence", "detect", "elect", "plan", "resume", "tokens equal"):
-            table.add_column(column, justify="left" if column.startswith("lost") else "right")
+        table = _table("device", "layers", f"memory (of {MEMORY})")
+        for stage in plan["stages"]:
+            used = plan["predicted"]["memory_bytes"][stage["device"]]
+            layers = layers_text(stage["layers"])
+            table.add_row(names[stage["device"]], layers, f"{used / 1e6:.0f} MB")
+        self._out.print(table)
+        self._out.print(f"{escape(plan['reason'])}\n")
+
+    def _print_table(self, result: dict[str, Any], new_leader: Device) -> None:
+        table = _table("lost", "detect", "elect", "plan", "resume", "tokens equal")
         for one in result["faults"]:
             times = one["recovery"]
             table.add_row(
-                f"{one['name']} ({one['what']})",
+                f"{one['name']}, {one['what']}",
                 *(_ms(times[key]) for key in ("detect_ms", "elect_ms", "plan_ms", "resume_ms")),
                 "yes" if one["tokens_equal"] else "NO",
             )
-        out.print(table)
-        out.print(
+        self._out.print()
+        self._out.print(table)
+        self._out.print(
             f"{result['tokens']} tokens at {result['tokens_per_s']:.1f} tokens/s; "
             f"{new_leader.name} leads now"
         )
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _joined(device: Device) -> Callable[[Event], bool]:

@@ -77,15 +77,17 @@ async def generate_and(
     max_tokens: int,
     at_token: int,
     fault: Callable[[], Awaitable[object]],
+    on_token: Callable[[Generation], None] = lambda generation: None,
 ) -> Generation:
     """Like `generate`, but awaits `fault` once, as soon as `at_token` tokens have come."""
     reached = asyncio.Event()
 
-    def on_token(generation: Generation) -> None:
+    def watch(generation: Generation) -> None:
+        on_token(generation)
         if len(generation.token_ids) >= at_token:
             reached.set()
 
-    generating = asyncio.ensure_future(generate(owner, model, prompt, max_tokens, on_token))
+    generating = asyncio.ensure_future(generate(owner, model, prompt, max_tokens, watch))
     waiting = asyncio.ensure_future(reached.wait())
     try:
         await asyncio.wait([generating, waiting], return_when=asyncio.FIRST_COMPLETED)

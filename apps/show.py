@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["escape", "joined", "plan", "status", "waiting"]
+__all__ = ["escape", "joined", "layers_text", "plan", "status", "waiting"]
 
 HEALTH_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
 
@@ -30,7 +30,7 @@ class _Silent:
 @contextmanager
 def waiting(console: Console, text: str, *, quiet: bool) -> Iterator[Waiting]:
     """Shows that something is going on; nothing where the output is not a terminal."""
-    if quiet or not console.is_terminal:
+    if quiet or not console.is_interactive:
         yield _Silent()
         return
     with console.status(text) as shown:
@@ -65,7 +65,7 @@ def status(out: Console, body: dict[str, Any]) -> None:
             member["id"][:8],
             f"[{HEALTH_STYLE[health]}]{health}[/]",
             member["address"] or "",
-            _layers(member["layers"]),
+            layers_text(member["layers"]),
             _megabytes(link.get("sent_bytes")),
             _megabytes(link.get("received_bytes")),
         )
@@ -96,7 +96,7 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     if predicted is None:
         return (f"{escape(', '.join(candidate['names']))}: {escape(candidate['reason'])}",)
     who = " > ".join(
-        f"{escape(name)} {_layers(stage['layers'])}"
+        f"{escape(name)} {layers_text(stage['layers'])}"
         for name, stage in zip(candidate["names"], candidate["stages"], strict=True)
     )
     return (
@@ -109,8 +109,11 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _layers(layers: list[int] | None) -> str:
-    return f"{layers[0]}-{layers[1] - 1}" if layers else "-"
+def layers_text(layers: list[int] | None) -> str:
+    if not layers:
+        return "-"
+    first, last = layers[0], layers[1] - 1
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _megabytes(size: int | None) -> str:
