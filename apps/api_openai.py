@@ -19,7 +19,11 @@ from mesh.errors import PotluckError
 from runtime.sampling import Sampling
 
 # What we would have to ignore although it changes the answer; a clear no is better.
-_UNSUPPORTED = ("suffix", "logprobs", "logit_bias", "best_of", "echo")
+_UNSUPPORTED = (
+    *("suffix", "logprobs", "logit_bias", "best_of", "echo"),
+    *("frequency_penalty", "presence_penalty"),
+)
+MAX_INT = (1 << 31) - 1
 MAX_STOP_STRINGS = 4
 
 
@@ -56,10 +60,12 @@ class OpenAIRoutes:
             if asked.stream:
                 return await self._stream(request, asked, answer, pieces)
             text, reason = "", None
+            token_ids: list[int] = []
             async for piece in pieces:
                 answer.count(piece)
+                token_ids += piece.tokens
                 text, reason = text + piece.text, piece.finish_reason
-        return web.json_response(answer.body(text, reason, usage=True))
+        return web.json_response(answer.body(text, token_ids, reason, usage=True))
 
     async def _stream(
         self,
@@ -77,7 +83,8 @@ class OpenAIRoutes:
         try:
             while piece is not None:
                 answer.count(piece)
-                await _send(response, answer.body(piece.text, piece.finish_reason))
+                body = answer.body(piece.text, list(piece.tokens), piece.finish_reason)
+                await _send(response, body)
                 piece = await anext(pieces, None)
             if asked.include_usage:
                 await _send(response, answer.usage_only())
@@ -97,20 +104,20 @@ class _Answer:
         self._model = completion.model
         self._prompt_tokens = completion.prompt_tokens
         self._completion_tokens = 0
-        self._tokens: list[int] = []
 
     def count(self, piece: Piece) -> None:
         self._completion_tokens += len(piece.tokens)
-        self._tokens = list(piece.tokens)
 
-    def body(self, text: str, reason: str | None, *, usage: bool = False) -> dict[str, Any]:
+    def body(
+        self, text: str, token_ids: list[int], reason: str | None, *, usage: bool = False
+    ) -> dict[str, Any]:
         """`token_ids` goes beyond OpenAI's form: the ids behind this piece of text."""
         choice = {
             "index": 0,
             "text": text,
             "logprobs": None,
             "finish_reason": reason,
-            "token_ids": self._tokens,
+            "token_ids": token_ids,
         }
         extra = {"usage": self._usage()} if usage else {}
         return {**self._fixed(), "choices": [choice], **extra}
@@ -137,7 +144,7 @@ class _Answer:
 def parse_completion(body: dict[str, Any]) -> CompletionRequest:
     """Raises BadRequest, which says which field is wrong and what it should be."""
     for name in _UNSUPPORTED:
-        if body.get(name) not in (None, False, 0, 1, {}):
+        if not _is_off(name, body.get(name)):
             raise BadRequest(f"{name!r} is not supported")
     if body.get("n", 1) not in (None, 1):
         raise BadRequest("'n' must be 1")
@@ -155,13 +162,20 @@ def parse_completion(body: dict[str, Any]) -> CompletionRequest:
     )
 
 
+def _is_off(name: str, value: object) -> bool:
+    """Whether an option that we lack is set to what we do anyway."""
+    if value is None or value is False or value == {}:
+        return True
+    return value == (1 if name == "best_of" else 0) and value is not True and name != "logprobs"
+
+
 def _field(body: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
     value = body.get(name)
     if value is None:
         value = default
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= MAX_INT:
         value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (isinstance(value, int) and abs(value) > MAX_INT):
         raise BadRequest(f"{name!r} must be a {kind.__name__}, got {value!r:.80}")
     return value
 
@@ -171,9 +185,13 @@ def _prompt(prompt: Any) -> str | list[int]:
         prompt = prompt[0]
     if isinstance(prompt, str):
         return prompt
-    if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
+    if isinstance(prompt, list) and prompt and all(map(_is_token, prompt)):
         return prompt
     raise BadRequest("'prompt' must be one string, or one list of token ids")
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and value is not True and 0 <= value <= MAX_INT
 
 
 def _max_tokens(body: dict[str, Any]) -> int:

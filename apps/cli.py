@@ -16,9 +16,10 @@ from rich.console import Console
 from apps import show
 from apps.client import Client, find_daemon
 from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
-from mesh.config import StateFolder
+from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
+from mesh.limits import MAX_SESSIONS
 from mesh.trust import MeshSecret
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -65,7 +66,9 @@ def up(
     name: Annotated[str | None, typer.Option(help="What the others call this device.")] = None,
     model: Annotated[str | None, typer.Option(help="Plan this model at once.")] = None,
     memory: Annotated[str | None, typer.Option(help="What may be used, such as 2GB.")] = None,
-    sessions: Annotated[int, typer.Option(min=1, max=32, help="Conversations at once.")] = 4,
+    sessions: Annotated[
+        int, typer.Option(min=1, max=MAX_SESSIONS, help="Conversations at once.")
+    ] = 4,
     context: Annotated[int, typer.Option(min=16, help="Tokens a conversation.")] = 8192,
     interface: Annotated[
         list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
@@ -73,8 +76,12 @@ def up(
     peer: Annotated[
         list[str] | None, typer.Option(help="HOST:PORT of a member, where mDNS does not reach.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Where devices meet; 0 for any.")] = DEFAULT_PORT,
-    api_port: Annotated[int, typer.Option(help="The local API; 0 for any.")] = DEFAULT_API_PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where devices meet; 0 for any.")
+    ] = DEFAULT_PORT,
+    api_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The local API; 0 for any.")
+    ] = DEFAULT_API_PORT,
     as_json: AsJson = False,
 ) -> None:
     """Be part of the mesh, until Ctrl-C. The first device makes the mesh."""
@@ -144,7 +151,7 @@ def join(
 def leave(home: Home = None, as_json: AsJson = False) -> None:
     """Say goodbye to the others and forget the mesh."""
     folder = StateFolder.open(home)
-    if not folder.daemon.exists():
+    if not FolderLock(folder).is_taken:
         MeshSecret.erase(folder)
         body = {"left": True}
     else:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from mesh.config import StateFolder
+from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 
 SocketFactory = Callable[[Any], socket.socket]
@@ -32,11 +32,13 @@ def find_daemon(folder: StateFolder) -> int:
     """The API port of the daemon of this state folder. Raises ConfigError when none runs."""
     try:
         record = json.loads(folder.daemon.read_text())
-        return int(record["api_port"])
+        port = int(record["api_port"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            "no potluck runs here; start it with `potluck up` in another terminal"
-        ) from None
+        port = None
+    # The file outlives a daemon that was killed; the lock does not.
+    if port is None or not FolderLock(folder).is_taken:
+        raise ConfigError("no potluck runs here; start it with `potluck up` in another terminal")
+    return port
 
 
 class Client:

@@ -10,32 +10,26 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from apps.ask import ask_all, hear_all
-from apps.plan_messages import (
-    COMMIT_PLAN,
-    PREPARE_PLAN,
-    REPORT_PLAN,
-    Commit,
-    Outcome,
-    Prepare,
-    Report,
-    WantReply,
-    Wish,
-)
+from apps.plan_messages import Outcome, WantReply, Wish
+from apps.rollout import DeviceUnable, reports, roll_out, tell
 from apps.survey import Findings, survey
 from apps.timeline import Timeline
-from mesh.codec import from_plain, to_plain
-from mesh.errors import DoesNotFit, MeshError, NoLeader, PlanError, StaleEpoch
+from mesh.errors import (
+    DoesNotFit,
+    MeshError,
+    NoLeader,
+    PlanError,
+    StaleEpoch,
+)
 from mesh.ids import PeerId, PlanId
+from mesh.limits import BEAT_INTERVAL_S
 from mesh.node import Node
 from planner.choose import Choice, choose
 from planner.plan import Plan
 from planner.replan import why_replan
 
-REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
-PREPARE_TIMEOUT_S = 600.0  # reading a large share from an SD card; a lost device ends it at once
-COMMIT_TIMEOUT_S = 5.0
-MAX_INSTALL_TRIES = 5  # in a row, with nobody known to be gone
+MAX_INSTALL_TRIES = 5  # in a row
+LOOK_AGAIN_S = 10.0  # at devices that could not be measured, or did not answer in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +51,9 @@ class Coordinator:
         self._wish: Wish | None = None
         self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
         self._gone: frozenset[PeerId] = frozenset()  # who has gone since then, back or not
+        self._unable: dict[PeerId, str] = {}  # who could not load its share, and why
+        self._installing = False
+        self._telling: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()  # a device of the plan went
         self._waiting: list[_Waiting] = []
         self._work = asyncio.Event()
@@ -76,7 +73,7 @@ class Coordinator:
                     leading.result()
             finally:
                 self._leading = False
-                self._answer_all(WantReply(Outcome.RETRY, "this device no longer leads", None))
+                self._answer_all(WantReply(Outcome.RETRY, "this device no longer leads"))
                 for task in (leading, deposed):
                     task.cancel()
                 await asyncio.wait([leading, deposed])
@@ -91,21 +88,21 @@ class Coordinator:
             self._lost.set()
         self._gone |= {peer}
         self._considered -= {peer}
+        self._unable.pop(peer, None)  # back with a mended disk, perhaps
 
     async def want(self, wish: Wish) -> WantReply:
         """Returns when a plan for the wish is in force, or says why there is none."""
         if not self._leading:
-            return WantReply(Outcome.RETRY, "this device does not lead", None)
-        if self._holds() and self._serves(wish):
-            return WantReply(Outcome.OK, "", self._plan)
-        if self._holds() and self._wish and self._wish.model.model != wish.model.model:
-            running = await self._conversations()
+            return WantReply(Outcome.RETRY, "this device does not lead")
+        if self._is_whole() and not self._installing and self._serves(wish):
+            return WantReply(Outcome.OK, "", self._plan, self._wish)
+        if self._wish is not None and self._wish.model.model != wish.model.model:
+            running = await self._conversations(self._wish)
             if running:
                 return WantReply(
                     Outcome.BUSY,
                     f"the mesh runs {self._wish.model.name} for {running} conversation(s); "
                     f"{wish.model.name} can be loaded when they end",
-                    None,
                 )
         waiting = _Waiting(wish, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -116,7 +113,8 @@ class Coordinator:
         """The plan that would be chosen now, with every candidate. Raises DoesNotFit."""
         if not self._leading:
             raise NoLeader("this device does not lead")
-        return self._choose(wish, await survey(self._node, wish, measure=True))
+        findings = await survey(self._node, wish, measure=True)
+        return await self._choose(wish, findings)
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -137,24 +135,26 @@ class Coordinator:
                 failures = 0
             except PlanError as error:
                 self._considered = self._present()
-                self._give_up(str(error))
+                self._give_up(wish, str(error))
             except MeshError as error:
-                # Somebody vanished or moved on while the plan was being installed.
+                # Somebody vanished, refused or moved on while the plan was being installed.
                 failures += 1
                 self._timeline.note("plan-failed", f"the plan was not installed: {error}")
                 if failures >= MAX_INSTALL_TRIES:
                     failures = 0
-                    self._give_up(f"no plan could be installed: {error}")
+                    self._give_up(wish, f"no plan could be installed: {error}")
                 else:
+                    # By the next beat everybody knows the epoch, and who is here.
+                    await asyncio.sleep(BEAT_INTERVAL_S if failures > 1 else 0)
                     self._work.set()
 
     async def _recall(self) -> None:
         """Asks every device for the last plan it had in force; the newest one counts."""
-        self._gone = frozenset()
-        reports = await self._reports()
+        self._gone, self._unable, self._installing = frozenset(), {}, False
+        known = await reports(self._node, self._present())
         self._plan, self._wish = max(
-            ((report.plan, report.wish) for report in reports if report.plan and report.wish),
-            key=lambda known: known[0].epoch,
+            ((report.plan, report.wish) for report in known if report.plan and report.wish),
+            key=lambda pair: pair[0].epoch,
             default=(None, None),
         )
         self._considered = frozenset(self._plan.devices) if self._plan else frozenset()
@@ -178,9 +178,15 @@ class Coordinator:
                 install_ms=(loop.time() - chosen_s) * 1e3,
                 plan_ms=(loop.time() - started_s) * 1e3,
             )
-        self._wish, self._considered = wish, present - unmeasured
+        assert self._plan is not None
         self._gone -= gone  # whoever went while this was being done is looked at next
+        self._wish, self._considered = wish, present - unmeasured - self._gone
         self._answer_served()
+        others = present - frozenset(self._plan.devices)
+        # Kept, or it would be collected; nobody waits for it.
+        self._telling = asyncio.ensure_future(tell(self._node, others, self._plan, wish))
+        if unmeasured:
+            loop.call_later(LOOK_AGAIN_S, self._work.set)
 
     async def _decide(self, wish: Wish) -> tuple[Choice, frozenset[PeerId]]:
         """The best plan, and the devices that were left out only because they are not measured.
@@ -191,9 +197,9 @@ class Coordinator:
         if self._plan is not None and not self._is_whole():
             known = await survey(self._node, wish, measure=False)
             with suppress(DoesNotFit):
-                return self._choose(wish, known), known.unmeasured
+                return await self._choose(wish, known), known.unmeasured
         findings = await self._measure(wish)
-        return self._choose(wish, findings), findings.unmeasured
+        return await self._choose(wish, findings), findings.unmeasured
 
     async def _measure(self, wish: Wish) -> Findings:
         """A full survey, given up when the plan that runs meanwhile loses a device."""
@@ -210,15 +216,17 @@ class Coordinator:
             lost.cancel()
 
     async def _install(self, plan: Plan, wish: Wish) -> Plan:
-        """Two phases, under an epoch of the plan's own. Raises LinkError or RequestFailed."""
+        """Under an epoch of the plan's own. Raises LinkError or RequestFailed."""
         epoch = self._node.advance_epoch("a new plan")
         plan = replace(plan, epoch=epoch, plan_id=PlanId.new())
-        prepare, commit = to_plain(Prepare(plan, wish)), to_plain(Commit(plan, wish))
-        await ask_all(self._node, plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
-        await ask_all(self._node, plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
-        others = self._present() - frozenset(plan.devices)
-        # The others only need to know; one that does not hear of it asks when it has a session.
-        await hear_all(self._node, others, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+        self._installing = True
+        try:
+            await roll_out(self._node, plan, wish)
+        except DeviceUnable as error:
+            self._unable[error.device] = error.reason
+            raise
+        finally:
+            self._installing = False
         return plan
 
     # --- what the leader knows --------------------------------------------------------------------
@@ -238,9 +246,6 @@ class Coordinator:
             and plan.epoch == self._node.view.epoch
             and not self._gone & frozenset(plan.devices)
         )
-
-    def _holds(self) -> bool:
-        return self._why() is None
 
     def _serves(self, wish: Wish) -> bool:
         return self._wish is not None and self._wish.covers(wish)
@@ -262,19 +267,21 @@ class Coordinator:
     def _present(self) -> frozenset[PeerId]:
         return frozenset(member.peer for member in self._node.view.alive)
 
-    def _choose(self, wish: Wish, findings: Findings) -> Choice:
+    async def _choose(self, wish: Wish, findings: Findings) -> Choice:
         epoch = self._node.view.epoch
         if epoch is None:
             raise NoLeader("the mesh has no leader")
-        keep = self._plan if self._plan and self._plan.model == wish.model.model else None
-        return choose(
-            findings.cluster,
+        able = tuple(one for one in findings.cluster.devices if one.device not in self._unable)
+        # A second of arithmetic with ten devices: not in the loop, where the heart beats.
+        return await asyncio.to_thread(
+            choose,
+            replace(findings.cluster, devices=able),
             wish.profile,
             wish.capacity,
-            epoch=epoch,
-            plan_id=PlanId.new(),
-            keep=keep,
-            absent=findings.absent,
+            epoch,
+            PlanId.new(),
+            self._plan if self._plan and self._plan.model == wish.model.model else None,
+            absent={**findings.absent, **self._unable},
         )
 
     # --- answers and questions --------------------------------------------------------------------
@@ -282,13 +289,19 @@ class Coordinator:
     def _answer_served(self) -> None:
         served = [waiting for waiting in self._waiting if self._serves(waiting.wish)]
         self._waiting = [waiting for waiting in self._waiting if waiting not in served]
-        self._answer(served, WantReply(Outcome.OK, "", self._plan))
+        self._answer(served, WantReply(Outcome.OK, "", self._plan, self._wish))
         if self._waiting:
             self._work.set()
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, wish: Wish, reason: str) -> None:
+        """Tells those who wait for this model; the others' turn is next."""
         self._timeline.note("no-plan", reason)
-        self._answer_all(WantReply(Outcome.IMPOSSIBLE, reason, None))
+        model = wish.model.model
+        mine = [waiting for waiting in self._waiting if waiting.wish.model.model == model]
+        self._waiting = [waiting for waiting in self._waiting if waiting not in mine]
+        self._answer(mine, WantReply(Outcome.IMPOSSIBLE, reason))
+        if self._waiting:
+            self._work.set()
 
     def _answer_all(self, reply: WantReply) -> None:
         waiting, self._waiting = self._waiting, []
@@ -299,9 +312,13 @@ class Coordinator:
             if not one.reply.done():
                 one.reply.set_result(reply)
 
-    async def _conversations(self) -> int:
-        return max((report.conversations for report in await self._reports()), default=0)
-
-    async def _reports(self) -> list[Report]:
-        bodies = await hear_all(self._node, self._present(), REPORT_PLAN, None, REPORT_TIMEOUT_S)
-        return [from_plain(Report, body) for body in bodies]
+    async def _conversations(self, wish: Wish) -> int:
+        """How many run this model, or wait for a plan to go on with it."""
+        waiting = sum(one.wish.model.model == wish.model.model for one in self._waiting)
+        return (
+            max(
+                (report.conversations for report in await reports(self._node, self._present())),
+                default=0,
+            )
+            + waiting
+        )

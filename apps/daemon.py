@@ -27,7 +27,7 @@ from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.config import StateFolder, erase, write_private
 from mesh.errors import ConfigError, LinkError, PotluckError, StaleEpoch
-from mesh.events import Event, LeaderElected, LinkUp, PeerDied, PeerLeft, ViewChanged
+from mesh.events import Event, LeaderElected, LinkUp, PeerDied, PeerJoined, PeerLeft, ViewChanged
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
 from mesh.net.control import ControlTransport
@@ -37,7 +37,7 @@ from mesh.net.server import WebsocketServer
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.state_store import FileStore
-from mesh.tensor_frame import Kind, TensorFrame
+from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
 from mesh.trust import MeshSecret, MeshTrust
 from runtime.holdings import Holdings
 from runtime.outbox import Outbox
@@ -63,6 +63,7 @@ class Daemon:
         self._secret = secret
         self._left = asyncio.Event()
         self._leader: PeerId | None = None
+        self._link_locks: dict[PeerId, asyncio.Lock] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
         identity = Identity.load(folder)
@@ -96,7 +97,7 @@ class Daemon:
         """The runtime and the leader's loop, on top of the node."""
         settings, memory_bytes = self.settings, self._memory_bytes()
         self._worker = Worker(settings.threads)
-        self._outbox = Outbox(self.node.view.me, self._links, self._on_frame)
+        self._outbox = Outbox(self.node.view.me, self._links, self._on_frame, self._on_lost)
         self._steps = Steps(self._outbox)
         self._pipeline = Pipeline(self._worker, self._outbox, self._report_failure)
         self._holdings = Holdings(self._worker, memory_bytes)
@@ -199,7 +200,8 @@ class Daemon:
     def _on_event(self, event: Event) -> None:
         self._note(event)
         match event:
-            case LinkUp(peer=peer):
+            case LinkUp(peer=peer) | PeerJoined(peer=peer):
+                # A restart may be told as a death and a return on one and the same link.
                 self._spawn(self._connect(peer))
             case PeerDied(peer=peer) | PeerLeft(peer=peer):
                 self._forget(peer, event.reason)
@@ -208,7 +210,7 @@ class Daemon:
 
     def _forget(self, peer: PeerId, reason: str) -> None:
         """A device is gone: end what needs it, so that its sessions replay elsewhere at once."""
-        self._spawn(self._links.disconnect(peer))
+        self._spawn(self._disconnect(peer))
         self._outbox.forget(peer)
         self._pipeline.forget(peer)
         self._coordinator.on_gone(peer)
@@ -219,9 +221,18 @@ class Daemon:
             self._steps.interrupt(StaleEpoch(f"{name} is gone ({reason})"))
 
     async def _connect(self, peer: PeerId) -> None:
-        member = self.node.view.find(peer)
-        if member is not None and member.address is not None:
-            await self._links.connect(peer, member.address)
+        async with self._link_lock(peer):
+            member = self.node.view.find(peer)
+            if member is not None and member.is_here and member.address is not None:
+                await self._links.connect(peer, member.address)
+
+    async def _disconnect(self, peer: PeerId) -> None:
+        async with self._link_lock(peer):
+            await self._links.disconnect(peer)
+
+    def _link_lock(self, peer: PeerId) -> asyncio.Lock:
+        """One thing at a time with each peer's tensor links, in the order of the events."""
+        return self._link_locks.setdefault(peer, asyncio.Lock())
 
     def _is_member(self, peer: PeerId) -> bool:
         return self.node.view.is_here(peer)
@@ -252,8 +263,16 @@ class Daemon:
         else:
             self._pipeline.on_frame(peer, frame)
 
+    def _on_lost(self, header: FrameHeader, reason: str) -> None:
+        """A step that could not be sent. Answers to an owner that is gone are no loss."""
+        if header.kind is Kind.TOKENS:
+            failure = StepFailed(header.plan, header.session, reason, lost=True)
+            self._steps.on_step_failed(failure)
+        elif header.kind is Kind.HIDDEN:
+            self._pipeline.on_lost(header, reason)
+
     def _report_failure(self, owner: PeerId, failure: StepFailed) -> None:
-        self.timeline.note("step-failed", failure.reason, position=failure.position)
+        self.timeline.note("step-failed", failure.reason)
         self._spawn(self._tell_failure(owner, failure))
 
     async def _tell_failure(self, owner: PeerId, failure: StepFailed) -> None:

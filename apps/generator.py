@@ -13,7 +13,7 @@ from apps.plan_messages import Wish
 from apps.road import MeshRoad
 from apps.settings import Settings
 from apps.timeline import Timeline
-from mesh.errors import PromptTooLong
+from mesh.errors import BadPrompt, PromptTooLong
 from mesh.node import Node
 from planner.plan import Capacity
 from runtime.sampling import Sampling
@@ -138,6 +138,10 @@ class Generator:
         wish = await self.wish(prompt.model)
         tokenizer = await self._tokenizer(checkpoint)
         ids = prompt.text if isinstance(prompt.text, list) else tokenizer.encode(prompt.text)
+        if not ids or not 0 <= min(ids) <= max(ids) < wish.profile.vocabulary:
+            raise BadPrompt(
+                f"a prompt is text, or token ids between 0 and {wish.profile.vocabulary - 1}"
+            )
         if len(ids) >= wish.capacity.context:
             raise PromptTooLong(
                 f"the prompt has {len(ids)} tokens and the context holds "
@@ -161,5 +165,5 @@ class Generator:
         try:
             return await asyncio.shield(self._tokenizers[key])
         except Exception:
-            del self._tokenizers[key]  # so that the next request tries again
+            self._tokenizers.pop(key, None)  # so that the next request tries again
             raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
 from mesh.errors import (
+    BadPrompt,
     Busy,
     MeshError,
     ModelNotFound,
@@ -16,6 +18,8 @@ from mesh.errors import (
     PotluckError,
     PromptTooLong,
 )
+
+_log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # a prompt of the longest context, with room
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
@@ -31,7 +35,7 @@ class BadRequest(PotluckError):
 
 def make_app() -> web.Application:
     """An application that answers this machine's own programs only."""
-    return web.Application(middlewares=[_guard, _errors], client_max_size=MAX_BODY_BYTES)
+    return web.Application(middlewares=[_errors, _guard], client_max_size=MAX_BODY_BYTES)
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def error_body(error: PotluckError) -> dict[str, Any]:
 def status_of(error: PotluckError) -> int:
     """The HTTP status that says whose turn it is: the client's (4xx), or the mesh's (5xx)."""
     match error:
-        case BadRequest() | PromptTooLong():
+        case BadRequest() | BadPrompt() | PromptTooLong():
             return 400
         case ModelNotFound():
             return 404
@@ -87,3 +91,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except PotluckError as error:
         return web.json_response(error_body(error), status=status_of(error))
+    except web.HTTPException as error:
+        said = BadRequest(error.text or error.reason)
+        return web.json_response(error_body(said), status=error.status)
+    except Exception as error:  # a bug of ours: logged in full, told in a line
+        _log.exception("a request for %s failed", request.path)
+        ours = PotluckError(f"a mistake of ours: {type(error).__name__}: {error}")
+        return web.json_response(error_body(ours), status=500)

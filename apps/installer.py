@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 
 from apps.library import Library
-from apps.plan_messages import Commit, Prepare, Prepared, Report, Wish
+from apps.plan_messages import Commit, Prepare, Report, Wish
 from apps.timeline import Timeline
 from mesh.errors import PlanError, StaleEpoch
-from mesh.ids import Epoch, PeerId, PlanId
+from mesh.ids import Epoch, PeerId
 from planner.plan import Plan
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline, Post
@@ -52,28 +52,29 @@ class Installer:
         self._preparing: asyncio.Task[_Ready] | None = None
         self._switched = asyncio.Condition()
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no other plan is being prepared here, or waits for its commit."""
+        return self._ready is None and (self._preparing is None or self._preparing.done())
+
     def report(self) -> Report:
         return Report(self.plan, self.wish, self._pipeline.conversations)
 
-    async def prepare(self, request: Prepare, accepted: Epoch | None) -> Prepared:
+    async def prepare(self, request: Prepare, accepted: Epoch | None) -> None:
         """Loads this device's layers of the plan. Raises StaleEpoch, PlanError or ModelError."""
-        plan = request.plan
-        self._check_epoch(plan.epoch, accepted)
-        if self._preparing is not None:
-            self._preparing.cancel()  # a plan that its own leader has given up, or a dead leader's
-            await asyncio.wait([self._preparing])
+        self._check_epoch(request.plan.epoch, accepted)
+        await self._give_up_preparing()
         started_s = asyncio.get_running_loop().time()
         held_bytes = self._holdings.size_bytes
         # A task of its own, so that the next plan can end it between two layers.
-        self._preparing = asyncio.create_task(self._load(request))
+        preparing = self._preparing = asyncio.create_task(self._load(request))
         try:
-            self._ready = await asyncio.shield(self._preparing)
+            self._ready = await asyncio.shield(preparing)
         except asyncio.CancelledError:
-            if self._preparing is not None and self._preparing.cancelled():
-                raise StaleEpoch(f"plan {plan.plan_id[:8]} was given up for a newer one") from None
+            if preparing.cancelled():
+                raise StaleEpoch("the plan was given up for a newer one") from None
+            preparing.cancel()  # whoever asked no longer waits
             raise
-        finally:
-            self._preparing = None
         load_s = asyncio.get_running_loop().time() - started_s
         loaded_bytes = max(0, self._holdings.size_bytes - held_bytes)
         if loaded_bytes:
@@ -83,13 +84,13 @@ class Installer:
                 bytes=loaded_bytes,
                 load_s=load_s,
             )
-        return Prepared(loaded_bytes, load_s)
 
     async def commit(self, request: Commit, accepted: Epoch | None) -> None:
         """Puts a prepared plan in force. Raises StaleEpoch, or PlanError if it was not prepared."""
         plan = request.plan
         self._check_epoch(plan.epoch, accepted)
         span = plan.layers_of(self._me)
+        await self._give_up_preparing()
         ready, self._ready = self._ready, None
         if span is None:
             await self._switch(plan, request.wish, None)
@@ -104,7 +105,7 @@ class Installer:
         """From the old plan to the new one, in one go; then tells whoever waits for it."""
         if post is not None:
             self._holdings.release(post.stage.span)
-        elif self._preparing is None and self._ready is None:
+        elif self._is_idle:
             self._holdings.clear()
         self._pipeline.install(post)
         self.plan, self.wish = plan, wish
@@ -127,12 +128,6 @@ class Installer:
         if plan.layers_of(self._me) is None and (self.plan is None or self.plan.epoch < plan.epoch):
             await self._switch(plan, wish, None)
         await self._until_in_force(plan)
-
-    async def wait_if_prepared(self, plan_id: PlanId) -> None:
-        """An owner may hear of a plan before this device does: waits for one that is on its way."""
-        ready = self._ready
-        if ready is not None and ready.plan.plan_id == plan_id:
-            await self._until_in_force(ready.plan)
 
     async def _until_in_force(self, plan: Plan) -> None:
         try:
@@ -158,8 +153,24 @@ class Installer:
                 f"the plan needs {needed / 1e6:.0f} MB here and "
                 f"{self._holdings.memory_bytes / 1e6:.0f} MB may be used"
             )
-        stage = await self._holdings.load(checkpoint, span, lambda done, total: None)
+        profile = checkpoint.profile()
+        weights = sum(layer.weight_bytes for layer in profile.layers[span.first : span.last])
+        weights += profile.head_bytes if span.last == len(profile.layers) else 0
+        stage = await self._holdings.load(checkpoint, span, needed - weights, self._make_room)
         return _Ready(plan, stage, hidden_size)
+
+    def _make_room(self) -> None:
+        """Ends the old plan here, before its commit: its sessions wait for the new one."""
+        self._ready = None
+        self._pipeline.install(None)
+        self._steps.interrupt(StaleEpoch("this device makes room for the next plan"))
+
+    async def _give_up_preparing(self) -> None:
+        """Ends a load that is under way: of a plan its leader has given up, or a dead leader's."""
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None and not preparing.done():
+            preparing.cancel()
+            await asyncio.wait([preparing])
 
     def _check_epoch(self, epoch: Epoch, accepted: Epoch | None) -> None:
         if accepted is None or epoch != accepted:

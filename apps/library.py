@@ -49,6 +49,12 @@ class Library:
         return sorted(named | ({DEFAULT_MODEL} if has_default_model() else set()))
 
     def _find(self, name: str) -> Checkpoint:
+        try:
+            return self._find_file(name)
+        except (OSError, RuntimeError) as error:  # no such user's home, too long, not readable
+            raise ModelNotFound(f"{name[:80]!r} cannot be opened: {error}") from None
+
+    def _find_file(self, name: str) -> Checkpoint:
         path = Path(name).expanduser()
         if path.suffix == ".gguf" or path.exists():
             if not path.is_file():

@@ -19,13 +19,14 @@ from apps.plan_messages import (
     OpenReply,
     Outcome,
     Prepare,
+    PrepareReply,
     ProfileRequest,
     Wish,
 )
 from apps.preview import choice_as_dict
 from apps.profiles import Profiles
 from mesh.codec import from_plain, to_plain
-from mesh.errors import Busy, StaleEpoch
+from mesh.errors import Busy, PotluckError, StaleEpoch
 from mesh.ids import PeerId
 from mesh.node import Node
 from runtime.pipeline import Pipeline
@@ -87,8 +88,15 @@ class MemberRole:
 
     async def _prepare(self, peer: PeerId, body: Any) -> Any:
         request: Prepare = from_plain(Prepare, body)
-        self._check_leader(peer)
-        return to_plain(await self._installer.prepare(request, self._node.view.epoch))
+        try:
+            self._check_leader(peer)
+            await self._installer.prepare(request, self._node.view.epoch)
+        except StaleEpoch as error:
+            return to_plain(PrepareReply(Outcome.RETRY, str(error)))
+        except (PotluckError, OSError, MemoryError, RuntimeError) as error:
+            # A damaged file, a disk that fails, memory that is gone: this device is out.
+            return to_plain(PrepareReply(Outcome.IMPOSSIBLE, str(error) or type(error).__name__))
+        return to_plain(PrepareReply(Outcome.OK, ""))
 
     async def _commit(self, peer: PeerId, body: Any) -> Any:
         request: Commit = from_plain(Commit, body)
@@ -105,7 +113,6 @@ class MemberRole:
         request: OpenSession = from_plain(OpenSession, body)
         if request.owner != peer:
             raise StaleEpoch(f"{peer.short} opens a session for {request.owner.short}")
-        await self._installer.wait_if_prepared(request.plan)
         try:
             self._pipeline.open(request)
         except Busy as error:

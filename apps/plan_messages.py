@@ -64,11 +64,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WantReply:
-    """`plan` is in force if the outcome is OK; else `reason` says why not."""
+    """With OK a plan in force, and the wish it serves; else `reason` says why there is none."""
 
     outcome: Outcome
     reason: str
-    plan: Plan | None
+    plan: Plan | None = None
+    wish: Wish | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,13 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    loaded_bytes: int
-    load_s: float
+class PrepareReply:
+    """IMPOSSIBLE: this device cannot take its share, whoever asks; RETRY: it was not asked right
+    now, or not by its leader.
+    """
+
+    outcome: Outcome
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from mesh.ids import PeerId
 from planner.choose import Candidate, Choice
 from planner.plan import Plan, Prediction
 
-MAX_CANDIDATES_SHOWN = 40  # of the 255 that 8 devices have; more would not fit a message
+MAX_CANDIDATES_SHOWN = 24  # of the 255 that 8 devices have; more would not fit a message
 
 
 def choice_as_dict(choice: Choice, names: Mapping[PeerId, str]) -> dict[str, Any]:

@@ -63,8 +63,7 @@ class Profiles:
             head_s=measured.head_s,
             scratch_bytes=SCRATCH_BYTES,
         )
-        unmeasured = not request.measure and len(known) < len(links)
-        return ProfileReply(profile, "", known, unmeasured)
+        return ProfileReply(profile, "", known, unmeasured=len(known) < len(links))
 
     async def _model(self, checkpoint: Checkpoint, *, measuring: bool) -> Measured | None:
         found = await asyncio.to_thread(stored, checkpoint, self._folder, self._threads)
@@ -75,8 +74,8 @@ class Profiles:
 
     async def _link(self, peer: PeerId, *, measuring: bool) -> LinkProfile | None:
         member = self._node.view.find(peer)
-        if member is None:
-            return None
+        if member is None or not member.is_here:
+            return None  # not met yet, or gone as seen from here: no link to plan with
         incarnation, known = self._measured_links.get(peer, (0, None))
         if known is not None and incarnation == member.incarnation:
             return known

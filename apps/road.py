@@ -43,9 +43,9 @@ class MeshRoad:
                 while True:
                     reply = await self._want()
                     reason = reply.reason
-                    if reply.outcome is Outcome.OK and reply.plan is not None:
+                    if reply.plan is not None and reply.wish is not None:
                         try:
-                            return await self._usable(reply.plan)
+                            return await self._usable(reply.plan, reply.wish)
                         except StaleEpoch as error:
                             reason = str(error)
                     if reply.outcome is Outcome.IMPOSSIBLE:
@@ -57,21 +57,29 @@ class MeshRoad:
             raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
 
     async def open(self, plan: Plan, request: OpenSession) -> None:
-        """Takes a place on every stage, waiting a while for one to become free."""
+        """Takes a place on every stage, waiting a while for one to become free.
+
+        In the order of the stages, so that of two owners one gets all its places.
+        """
         deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
         while True:
-            replies = await asyncio.gather(
-                *(self._open_on(stage.device, request) for stage in plan.stages)
-            )
-            refusals = [reply for reply in replies if reply.outcome is not Outcome.OK]
-            if not refusals:
+            refusal = await self._open_all(plan, request)
+            if refusal is None:
                 return
-            if any(refusal.outcome is not Outcome.BUSY for refusal in refusals):
-                raise StaleEpoch(refusals[0].reason)
-            await self.close(plan, request.session)
+            if refusal.outcome is not Outcome.BUSY:
+                raise StaleEpoch(refusal.reason)
             if asyncio.get_running_loop().time() > deadline_s:
-                raise Busy(refusals[0].reason)
+                raise Busy(refusal.reason)
             await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _open_all(self, plan: Plan, request: OpenSession) -> OpenReply | None:
+        """The first refusal; then every place taken so far is given back."""
+        for stage in plan.stages:
+            reply = await self._open_on(stage.device, request)
+            if reply.outcome is not Outcome.OK:
+                await self.close(plan, request.session)
+                return reply
+        return None
 
     async def close(self, plan: Plan, session: SessionId) -> None:
         body = to_plain(CloseSession(session))
@@ -96,9 +104,9 @@ class MeshRoad:
             replayed_tokens=tokens,
         )
 
-    async def _usable(self, plan: Plan) -> Plan:
+    async def _usable(self, plan: Plan, wish: Wish) -> Plan:
         """A plan in force here, on devices that are here; else raises StaleEpoch."""
-        await self._installer.wait_in_force(plan, self._wish)
+        await self._installer.wait_in_force(plan, wish)
         view = self._node.view
         for device in plan.devices:
             if not view.is_here(device):  # we saw it go; the leader will in a moment
@@ -115,9 +123,9 @@ class MeshRoad:
                 view.leader, WANT_PLAN, to_plain(self._wish), PLAN_TIMEOUT_S
             )
         except TimeoutError:
-            return WantReply(Outcome.RETRY, "the mesh has no leader", None)
+            return WantReply(Outcome.RETRY, "the mesh has no leader")
         except (LinkError, RequestFailed) as error:
-            return WantReply(Outcome.RETRY, str(error), None)
+            return WantReply(Outcome.RETRY, str(error))
         reply: WantReply = from_plain(WantReply, body)
         return reply
 

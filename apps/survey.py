@@ -66,6 +66,6 @@ async def _ask(
     try:
         body = await node.request(member.peer, PROFILE_DEVICE, to_plain(request), timeout_s)
     except (LinkError, RequestFailed) as error:
-        return ProfileReply(None, str(error), (), unmeasured=False)
+        return ProfileReply(None, str(error), (), unmeasured=True)  # it may answer next time
     reply: ProfileReply = from_plain(ProfileReply, body)
     return reply

@@ -11,7 +11,7 @@ from rich.console import Console
 from apps.daemon import Daemon
 from apps.settings import Settings
 from apps.show import escape
-from mesh.config import StateFolder
+from mesh.config import FolderLock, StateFolder
 from mesh.errors import PotluckError
 from mesh.trust import MeshSecret
 
@@ -33,12 +33,17 @@ SPOKEN = {
 
 def run_up(settings: Settings, folder: StateFolder, out: Console, *, as_json: bool) -> None:
     """Blocks until the device is told to end. Raises ConfigError for a port or folder in use."""
-    secret = MeshSecret.load(folder)
-    is_new = secret is None
-    if secret is None:
-        secret = MeshSecret.new()
-        secret.save(folder)
-    asyncio.run(_run(settings, folder, secret, out, is_new=is_new, as_json=as_json))
+    lock = FolderLock(folder)
+    lock.take()
+    try:
+        secret = MeshSecret.load(folder)
+        is_new = secret is None
+        if secret is None:
+            secret = MeshSecret.new()
+            secret.save(folder)
+        asyncio.run(_run(settings, folder, secret, out, is_new=is_new, as_json=as_json))
+    finally:
+        lock.free()
 
 
 async def _run(

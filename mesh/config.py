@@ -6,6 +6,7 @@ leaves the old one; a key that others may read is refused rather than used.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tempfile
@@ -59,6 +60,48 @@ class StateFolder:
     def daemon(self) -> Path:
         """How the commands reach the running daemon."""
         return self.path / "daemon.json"
+
+
+class FolderLock:
+    """Held by the daemon of a folder while it runs; the kernel frees it with the process."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self._folder = folder
+        self._path = folder.path / "lock"
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Raises ConfigError when another process holds it."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise ConfigError(
+                f"another potluck runs in {self._path.parent}; end it, or give this one a folder "
+                "of its own with --home"
+            ) from None
+        self._descriptor = descriptor
+
+    def free(self) -> None:
+        """Lets go; fine if it is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether some process holds it: whether the folder's daemon runs."""
+        probe = FolderLock(self._folder)
+        try:
+            probe.take()
+        except ConfigError:
+            return True
+        probe.free()
+        return False
 
 
 def write_private(path: Path, data: bytes) -> None:

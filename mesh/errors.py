@@ -21,6 +21,7 @@ PotluckError
     UnsupportedModel    a tensor type or an architecture we do not have
     ModelNotFound       no device, or not this one, has the model
   SessionError
+    BadPrompt           the prompt holds what no model can read
     PromptTooLong       the prompt does not fit the context
     Busy                every place for a conversation is taken
     GenerationFailed    the generation could not be continued
@@ -117,6 +118,10 @@ class ModelNotFound(ModelError):
 
 class SessionError(PotluckError):
     """Trouble with one conversation."""
+
+
+class BadPrompt(SessionError):
+    """The prompt holds what no model can read."""
 
 
 class PromptTooLong(SessionError):

@@ -18,7 +18,7 @@ from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.door import Door
 from mesh.effects import Cut, Emit, Forget, Tell
-from mesh.errors import LinkClosed, LinkError, NoLeader
+from mesh.errors import LinkClosed, NoLeader
 from mesh.events import Event, LinkDown, LinkUp, Refused
 from mesh.hints import Hints
 from mesh.ids import Address, Epoch, PeerId
@@ -265,7 +265,8 @@ class Node:
         self._subscribers.tell(LinkDown(self._now_s, reason, peer))
         self._core.link_lost(peer, reason, self._now_s)
         self._look_for(peer)
-        self._nursery.start(self._give_up(peer))
+        # What was asked may be lost with the link; whoever asked knows best whether to ask again.
+        self._requests.fail(peer, f"{peer.short}: {reason}")
         self._carry_out()
 
     def _look_for(self, peer: PeerId) -> None:
@@ -274,13 +275,6 @@ class Node:
         if member is not None and member.address is not None:
             self._hints.add(member.address, peer, self._now_s)
         self._hints.lost(peer, self._now_s)
-
-    async def _give_up(self, peer: PeerId) -> None:
-        """Fails what was asked of a peer whose link does not come back."""
-        try:
-            await self._links.wait(peer)
-        except LinkError as error:
-            self._requests.fail(peer, str(error))
 
     def _take(self, link: ControlLink, message: Message) -> None:
         self._inbox.take(link, message, self._now_s)

@@ -12,8 +12,6 @@ from runtime.stage import Stage
 from runtime.weights import Checkpoint, Head
 from runtime.worker import Worker
 
-Progress = Callable[[int, int], None]  # bytes loaded, bytes to load
-
 
 class Holdings:
     """Layers and head of one model. A new plan loads only what is missing."""
@@ -46,34 +44,34 @@ class Holdings:
         held = sum(self._profile.layers[index].weight_bytes for index in self._blocks)
         return held + (self._profile.head_bytes if self._head is not None else 0)
 
-    async def load(self, checkpoint: Checkpoint, span: Span, progress: Progress) -> Stage:
+    async def load(
+        self, checkpoint: Checkpoint, span: Span, beside_bytes: int, make_room: Callable[[], None]
+    ) -> Stage:
         """Brings the layers of `span` (and the head, if it ends the model) into memory.
 
-        What the old plan used stays until `release`, so that it can go on meanwhile, unless both
-        together exceed the memory limit: then what the new plan does not need goes first.
-        Raises BadModelFile when the file turns out to be damaged.
+        What the old plan used stays until `release`, so that it can go on meanwhile. Where both
+        together, and `beside_bytes` for the new plan's caches and scratch, exceed the memory
+        limit, `make_room` is called, which must end the old plan's stage, and what the new plan
+        does not need goes first. Raises BadModelFile when the file turns out to be damaged.
         """
-        if self.model != checkpoint.model_id:
-            self.clear()
-            self._checkpoint, self._profile = checkpoint, checkpoint.profile()
         profile = checkpoint.profile()
-        missing = [index for index in range(span.first, span.last) if index not in self._blocks]
         wants_head = span.last == len(profile.layers)
-        needs_head = wants_head and self._head is None
+        is_same = self.model == checkpoint.model_id
+        missing = [i for i in range(span.first, span.last) if not is_same or i not in self._blocks]
+        needs_head = wants_head and (not is_same or self._head is None)
         to_load = sum(profile.layers[index].weight_bytes for index in missing)
         to_load += profile.head_bytes if needs_head else 0
-        if self.size_bytes + to_load > self.memory_bytes:
+        if not is_same or self.size_bytes + to_load + beside_bytes > self.memory_bytes:
+            make_room()
             self.release(span)
-        loaded = 0
-        progress(loaded, to_load)
+        if not is_same:
+            self.clear()
+            self._checkpoint, self._profile = checkpoint, profile
         # One layer a turn, so that the steps of a plan still running come in between.
         for index in missing:
             self._blocks[index] = await self._worker.run(checkpoint.load_layer, index)
-            loaded += profile.layers[index].weight_bytes
-            progress(loaded, to_load)
         if needs_head:
             self._head = await self._worker.run(checkpoint.load_head)
-            progress(to_load, to_load)
         return Stage(checkpoint, span, self._blocks, self._head if wants_head else None)
 
     def release(self, keep: Span) -> None:

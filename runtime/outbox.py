@@ -22,16 +22,19 @@ class Wire(Protocol):
 
 
 Deliver = Callable[[PeerId, TensorFrame], None]
+Lost = Callable[[FrameHeader, str], None]
 _Parcel = tuple[FrameHeader, torch.Tensor]
 
 
 class Outbox:
     """A queue and a task per peer. What is for this device itself is delivered without a link."""
 
-    def __init__(self, me: PeerId, wire: Wire, deliver: Deliver) -> None:
+    def __init__(self, me: PeerId, wire: Wire, deliver: Deliver, lost: Lost) -> None:
+        """`lost` is told of a step whose peer is gone, as far as this device can see."""
         self._me = me
         self._wire = wire
         self._deliver = deliver
+        self._lost = lost
         self._queues: dict[PeerId, asyncio.Queue[_Parcel]] = {}
         self._senders: dict[PeerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -61,9 +64,8 @@ class Outbox:
             header, rows = await queue.get()
             try:
                 await self._send_tiles(peer, header, rows)
-            except LinkClosed:
-                # The peer is gone, and with it the plan: the owner replays under the next one.
-                continue
+            except LinkClosed as error:
+                self._lost(header, str(error))
 
     async def _send_tiles(self, peer: PeerId, header: FrameHeader, rows: torch.Tensor) -> None:
         payload = rows.contiguous().numpy().data.cast("B")

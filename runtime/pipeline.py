@@ -7,6 +7,7 @@ tiles, compute it, send what comes out to the next stage or, from the last one, 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from runtime.outbox import Outbox
 from runtime.session_messages import OpenSession, StepFailed
 from runtime.stage import Stage
 from runtime.worker import Worker
+
+_log = logging.getLogger(__name__)
 
 MAX_STEP_ROWS = 512  # tokens in one step; a longer prompt comes in several
 
@@ -155,7 +158,7 @@ class Pipeline:
             # The owner sends the step again; the link is closed by whoever called us.
             self.refused["malformed"] += 1
             conversation.assembly = None
-            self._fail(conversation.opened, header.position, f"{peer.short} sent: {error}")
+            self._fail(conversation.opened, f"{peer.short} sent: {error}")
             raise
 
     def _receive(
@@ -170,6 +173,12 @@ class Pipeline:
         if conversation.assembly.add(frame):
             self._steps.put_nowait(_Step(header, conversation.assembly.rows))
             conversation.assembly = None
+
+    def on_lost(self, header: FrameHeader, reason: str) -> None:
+        """What this stage sent on did not arrive: the next device is gone, as seen from here."""
+        conversation = self._post.conversations.get(header.session) if self._post else None
+        if conversation is not None:
+            self._fail(conversation.opened, reason, lost=True)
 
     # --- compute and send -------------------------------------------------------------------------
 
@@ -187,10 +196,13 @@ class Pipeline:
             out = await self._worker.run(
                 post.stage.step, header.session, header.position, step.rows, header.choose
             )
-        except (PotluckError, RuntimeError, IndexError) as error:
-            # torch reports exhausted memory and bad operands as RuntimeError. The step failed,
-            # the stage lives on, and the owner decides whether to try again.
-            self._fail(opened, header.position, str(error))
+        except PotluckError as error:
+            self._fail(opened, str(error))
+            return
+        except Exception as error:  # exhausted memory, a bad operand, a bug: of one step only
+            # The step failed, the stage lives on, and the owner decides whether to try again.
+            _log.exception("a step at %d failed", header.position)
+            self._fail(opened, f"{type(error).__name__}: {error}")
             return
         if post.is_last:
             self._answer(post, opened, header, out)
@@ -206,8 +218,8 @@ class Pipeline:
         out = chosen if chosen is not None else torch.zeros(1, 1, dtype=torch.int32)
         self._outbox.post(post.downstream(opened), _whole(header, kind, DType.INT32, out), out)
 
-    def _fail(self, opened: OpenSession, position: int, reason: str) -> None:
-        self._report(opened.owner, StepFailed(opened.plan, opened.session, position, reason))
+    def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
+        self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
 
 
 def _whole(header: FrameHeader, kind: Kind, dtype: DType, out: torch.Tensor) -> FrameHeader:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from mesh.errors import GenerationFailed, LinkError, PromptTooLong, StaleEpoch
+from mesh.errors import Busy, GenerationFailed, MeshError, PotluckError, PromptTooLong
 from mesh.ids import PeerId, SessionId
 from planner.plan import Plan
 from runtime.pipeline import MAX_STEP_ROWS
@@ -21,15 +21,17 @@ from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease, Steps
 
-# Replays without one new token in between: each waits for a new plan, so this many lost plans in a
-# row mean that the home is not settling down, and a person should hear of it.
-MAX_FRUITLESS_REPLAYS = 10
+# Replays without one new token in between: each waits for a new plan and longer than the one
+# before, so these many mean that for about half a minute the home did not settle down.
+MAX_FRUITLESS_REPLAYS = 15
+MAX_PAUSE_S = 3.0
 # A step that a stage could not do is tried again (a peer sent garbage, memory was short), but a
 # step that fails so often fails for a reason of its own.
 MAX_FAILED_STEPS = 3
-# A step that makes no sound for so long is stuck, though its devices' hearts beat: a prompt's chunk
-# of 512 tokens takes a Pi about 20 s for a model of 1 B weights, and loading never runs in a step.
-STEP_TIMEOUT_S = 120.0
+# The last resort against a device that is stuck though its heart beats. A prompt's chunk of 512
+# tokens takes a Pi about 20 s for a model of 1 B weights, and it may wait behind those of others:
+# with 4 conversations and 5 stages, behind 24 chunks.
+STEP_TIMEOUT_S = 600.0
 
 
 class Road(Protocol):
@@ -61,6 +63,33 @@ class Wanted:
     end_ids: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Rounds without a new token, counted apart: lost plans, and steps that failed."""
+
+    lost: int = 0
+    failed: int = 0
+
+    @property
+    def pause_s(self) -> float:
+        """Before the next round; the first comes at once."""
+        tries = self.lost + self.failed - 1
+        return 0.0 if tries < 1 else min(MAX_PAUSE_S, 0.05 * 2.0**tries)
+
+    def after(self, error: PotluckError) -> Rounds:
+        """One round more; raises GenerationFailed when there have been too many."""
+        if isinstance(error, GenerationFailed):
+            if self.failed + 1 >= MAX_FAILED_STEPS:
+                raise error
+            return replace(self, failed=self.failed + 1)
+        if self.lost >= MAX_FRUITLESS_REPLAYS:
+            raise GenerationFailed(
+                f"{self.lost + 1} plans in a row were lost before the next token; "
+                f"the last one: {error}. See `potluck status`."
+            ) from error
+        return replace(self, lost=self.lost + 1)
+
+
 @dataclass(slots=True)
 class Session:
     """One generation, from prompt to end."""
@@ -80,31 +109,26 @@ class Session:
 
         Raises PromptTooLong, Busy, PlanError, and GenerationFailed when replaying does not help.
         """
-        fruitless = failed = 0
+        rounds = Rounds()
         while self.finish_reason is None:
             plan = await self.road.plan()
-            before = len(self.generated)
+            # A name of its own for each round: nothing of an earlier one can be mistaken for it.
+            self.session_id = SessionId.new()
             try:
                 with self.steps.lease(plan, self.session_id) as lease:
                     await self._open(plan)
                     async for token in self._under(lease):
-                        fruitless = failed = 0
+                        rounds = Rounds()
                         yield token
-            except (StaleEpoch, LinkError) as error:
-                fruitless = 0 if len(self.generated) > before else fruitless + 1
+            except (GenerationFailed, MeshError, Busy) as error:
+                if isinstance(error, Busy) and not self.generated:
+                    raise  # nothing has been said yet: the client had better come again
                 self._pause(str(error))
-                if fruitless > MAX_FRUITLESS_REPLAYS:
-                    raise GenerationFailed(
-                        f"{fruitless} plans in a row were lost before the next token; "
-                        f"the last one: {error}. See `potluck status`."
-                    ) from error
-            except GenerationFailed as error:
-                failed += 1
-                self._pause(str(error))
-                if failed >= MAX_FAILED_STEPS:
-                    raise
+                rounds = rounds.after(error)
             finally:
                 await self.road.close(plan, self.session_id)
+            if self._paused:
+                await asyncio.sleep(rounds.pause_s)
 
     async def _open(self, plan: Plan) -> None:
         context, prompt = plan.capacity.context, len(self.wanted.prompt)

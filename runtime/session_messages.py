@@ -33,9 +33,9 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """From a stage to the owner: the step at `position` could not be done here, and why."""
+    """From a stage to the owner: a step could not be done here, and why."""
 
     plan: PlanId
     session: SessionId
-    position: int
     reason: str
+    lost: bool  # the step is right, but the next device is gone: the plan is over

@@ -25,17 +25,15 @@ class Stage:
         self._checkpoint = checkpoint
         self._blocks = [blocks[index] for index in range(span.first, span.last)]
         self._head = head
-        self._caches: dict[SessionId, SessionCache] = {}
-        self._sampling: dict[SessionId, Sampling] = {}
+        self._open: dict[SessionId, tuple[SessionCache, Sampling]] = {}
 
     def open(self, session: SessionId, sampling: Sampling, context: int) -> None:
         """Makes an empty cache; what the session held before is forgotten."""
-        self._caches[session] = SessionCache(self._checkpoint.spec, self.span, context)
-        self._sampling[session] = sampling
+        cache = SessionCache(self._checkpoint.spec, self.span, context)
+        self._open[session] = (cache, sampling)
 
     def close(self, session: SessionId) -> None:
-        self._caches.pop(session, None)
-        self._sampling.pop(session, None)
+        self._open.pop(session, None)
 
     @torch.inference_mode()
     def step(
@@ -48,9 +46,11 @@ class Stage:
         when nothing is to be chosen or the session is closed. The same step may come twice:
         whatever the caches hold from `position` on is forgotten first, so the answer is the same.
         """
-        cache = self._caches.get(session)
-        if cache is None:  # closed while the step waited for the worker
+        opened = self._open.get(session)
+        if opened is None:  # closed while the step waited for the worker
             return None
+        # Taken at once: the loop may close the session while this thread computes.
+        cache, sampling = opened
         cache.truncate(position)
         hidden = self._checkpoint.embed(rows[:, 0]) if self.embeds else rows  # [S, hidden]
         for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
@@ -61,5 +61,5 @@ class Stage:
             return None
         logits = self._head.logits(hidden[-1:])[0]  # [V]
         next_position = position + rows.shape[0]
-        token = sample(logits, self._sampling[session], next_position)
+        token = sample(logits, sampling, next_position)
         return torch.tensor([[token]], dtype=torch.int32)

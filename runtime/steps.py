@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mesh.errors import GenerationFailed, MeshError, ProtocolError
+from mesh.errors import GenerationFailed, MeshError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan
@@ -110,7 +110,8 @@ class Steps:
         """A stage says that it cannot do a step of a session of ours."""
         for (plan, session, _), step in list(self._under_way.items()):
             if (plan, session) == (failure.plan, failure.session) and not step.answer.done():
-                step.answer.set_exception(GenerationFailed(failure.reason))
+                error = StaleEpoch if failure.lost else GenerationFailed
+                step.answer.set_exception(error(failure.reason))
 
     def interrupt(self, error: MeshError) -> None:
         """Ends every lease and every step under way: their plan is over."""

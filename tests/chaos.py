@@ -163,6 +163,7 @@ async def run_case(home: Home, case: Case, model: str, fault: str) -> dict[str, 
 
     async with asyncio.timeout(RECOVER_TIMEOUT_S):
         generation = await generate_and(owner, model, case.prompt, TOKENS, case.at_token, lose)
+    assert lost_s, f"the text of seed {case.seed} was over before anything could be lost"
     survivors = [device for device in home.devices if device is not victim]
     times = recovery(lost_s, victim, survivors, owner)
     return {

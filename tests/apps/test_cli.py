@@ -150,7 +150,14 @@ async def test_a_daemon_that_died_is_told_from_one_that_never_was(tmp_path: Path
     StateFolder.open(tmp_path).daemon.write_text('{"pid": 1, "api_port": 9}')
     done = potluck("status", home=tmp_path)
     assert done.returncode == 2
-    assert "does not answer" in done.stderr
+    assert "no potluck runs here" in done.stderr
+
+
+async def test_two_daemons_never_share_a_folder(tiny_mesh: TinyMesh) -> None:
+    words = ("up", "--interface", "lo", "--port", "0", "--api-port", "0")
+    done = await on(tiny_mesh, *words)
+    assert done.returncode == 2
+    assert "another potluck runs in" in done.stderr
 
 
 @pytest.mark.parametrize(

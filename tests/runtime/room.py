@@ -68,7 +68,7 @@ class Device:
         self.me = me
         self.room = room
         self.worker = Worker(1)
-        self.outbox = Outbox(me, self, self.deliver)
+        self.outbox = Outbox(me, self, self.deliver, self.lost)
         self.pipeline = Pipeline(self.worker, self.outbox, room.report)
         self.steps = Steps(self.outbox)
 
@@ -86,6 +86,13 @@ class Device:
                 target.deliver(self.me, frame)
             except ProtocolError as error:
                 self.room.refusals.append(str(error))
+
+    def lost(self, header: FrameHeader, reason: str) -> None:
+        if header.kind is Kind.TOKENS:
+            failure = StepFailed(header.plan, header.session, reason, lost=True)
+            self.steps.on_step_failed(failure)
+        elif header.kind is Kind.HIDDEN:
+            self.pipeline.on_lost(header, reason)
 
     def deliver(self, source: PeerId, frame: TensorFrame) -> None:
         if frame.header.kind in (Kind.CHOSEN, Kind.DONE):

@@ -1,0 +1,71 @@
+"""The rollout of a plan, as the leader drives it: all prepare, then all commit, then all know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from apps.ask import ask_all, hear_all
+from apps.plan_messages import (
+    COMMIT_PLAN,
+    PREPARE_PLAN,
+    REPORT_PLAN,
+    Commit,
+    Outcome,
+    Prepare,
+    PrepareReply,
+    Report,
+    Wish,
+)
+from mesh.codec import from_plain, to_plain
+from mesh.errors import ProtocolError, RequestFailed
+from mesh.ids import PeerId
+from mesh.node import Node
+from planner.plan import Plan
+
+REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
+PREPARE_TIMEOUT_S = 600.0  # reading a large share from an SD card; a lost device ends it at once
+COMMIT_TIMEOUT_S = 5.0
+
+
+class DeviceUnable(RequestFailed):
+    """A device cannot take its share, and will not be able to when asked again."""
+
+    def __init__(self, device: PeerId, reason: str) -> None:
+        super().__init__(f"{device.short}: {reason}")
+        self.device = device
+        self.reason = reason
+
+
+async def roll_out(node: Node, plan: Plan, wish: Wish) -> None:
+    """Two phases. Raises DeviceUnable, RequestFailed or LinkError; then no device, or not every
+    one, has the plan in force, and the next plan needs a higher epoch.
+    """
+    prepare = to_plain(Prepare(plan, wish))
+    bodies = await ask_all(node, plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
+    for device, body in zip(plan.devices, bodies, strict=True):
+        reply: PrepareReply = from_plain(PrepareReply, body)
+        if reply.outcome is Outcome.IMPOSSIBLE:
+            raise DeviceUnable(device, reply.reason)
+        if reply.outcome is not Outcome.OK:
+            raise RequestFailed(f"{device.short}: {reply.reason}")
+    commit = to_plain(Commit(plan, wish))
+    await ask_all(node, plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+
+
+async def tell(node: Node, devices: Iterable[PeerId], plan: Plan, wish: Wish) -> None:
+    """Devices without a share learn of a plan too, and end what they did under older ones.
+
+    One that does not hear of it asks when it has a session.
+    """
+    await hear_all(node, devices, COMMIT_PLAN, to_plain(Commit(plan, wish)), COMMIT_TIMEOUT_S)
+
+
+async def reports(node: Node, devices: Iterable[PeerId]) -> list[Report]:
+    """What the devices that answer know of plans."""
+    found = []
+    for body in await hear_all(node, devices, REPORT_PLAN, None, REPORT_TIMEOUT_S):
+        try:
+            found.append(from_plain(Report, body))
+        except ProtocolError:
+            continue  # of another version of this software; its plans are no use to us
+    return found
