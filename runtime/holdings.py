@@ -61,7 +61,8 @@ class Holdings:
         needs_head = wants_head and (not is_same or self._head is None)
         to_load = sum(profile.layers[index].weight_bytes for index in missing)
         to_load += profile.head_bytes if needs_head else 0
-        if not is_same or self.size_bytes + to_load + beside_bytes > self.memory_bytes:
+        is_full = self.size_bytes + to_load + beside_bytes > self.memory_bytes
+        if is_full or (self.model is not None and not is_same):
             make_room()
             self.release(span)
         if not is_same:

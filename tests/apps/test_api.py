@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from apps.client import ApiError
+from runtime.weights import Checkpoint
 from tests.apps.conftest import SESSIONS, TinyMesh
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("tiny_mesh")]
@@ -27,6 +29,7 @@ async def test_every_device_gives_the_same_greedy_text(tiny_mesh: TinyMesh) -> N
     answers = [await ask(tiny_mesh, device) for device in range(3)]
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
     assert answers[0]["usage"]["completion_tokens"] == 12
+    assert len(answers[0]["choices"][0]["token_ids"]) == 12
     assert answers[0]["choices"][0]["finish_reason"] == "length"
 
 
@@ -70,6 +73,46 @@ async def test_a_sampled_text_follows_its_seed(tiny_mesh: TinyMesh) -> None:
     assert first["choices"] != other["choices"]
 
 
+async def test_options_that_change_nothing_are_taken(tiny_mesh: TinyMesh) -> None:
+    plain = await ask(tiny_mesh)
+    with_options = await ask(tiny_mesh, best_of=1, echo=False, frequency_penalty=0, logit_bias={})
+    assert plain["choices"] == with_options["choices"]
+
+
+async def test_a_hop_carries_the_activation_and_at_most_200_bytes(tiny_mesh: TinyMesh) -> None:
+    """From each stage to the next, as the links themselves count it: 40 tokens more, and no other
+    difference, are 40 frames more on every hop.
+    """
+    counts = [await sent(tiny_mesh)]
+    for tokens in (10, 50):
+        await ask(tiny_mesh, max_tokens=tokens)
+        counts.append(await sent(tiny_mesh))
+    hidden_bytes = 4 * Checkpoint.open(Path(tiny_mesh.model)).spec.hidden_size
+    hops = 0
+    for before, short, long in zip(
+        *([count[key] for key in counts[0]] for count in counts), strict=True
+    ):
+        frames = (long[0] - short[0]) - (short[0] - before[0])
+        size = (long[1] - short[1]) - (short[1] - before[1])
+        if frames == 40:
+            hops += 1
+            assert size / 40 <= hidden_bytes + 200
+    assert hops >= 2  # to the next stage, and back to the owner
+
+
+async def sent(mesh: TinyMesh) -> dict[tuple[str, str], tuple[int, int]]:
+    """(frames, bytes) from each device to each other one."""
+    counted = {}
+    for device in mesh.home.devices:
+        async with device.client() as client:
+            members = (await client.get("/potluck/status"))["mesh"]["members"]
+        for member in members:
+            if link := member["link"]:
+                key = (device.device_id, member["id"])
+                counted[key] = (link["sent_frames"], link["sent_bytes"])
+    return counted
+
+
 async def test_a_stop_string_ends_the_text_before_it(tiny_mesh: TinyMesh) -> None:
     whole = (await ask(tiny_mesh))["choices"][0]["text"]
     stop = whole[4:6]
@@ -97,7 +140,15 @@ async def test_several_conversations_at_once(tiny_mesh: TinyMesh) -> None:
         ({"temperature": -1}, 400, "temperature lies between"),
         ({"top_p": 0}, 400, "top_p lies above 0"),
         ({"n": 2}, 400, "'n' must be 1"),
-        ({"logprobs": 3}, 400, "'logprobs' is not supported"),
+        ({"logprobs": 1}, 400, "'logprobs' is not supported"),
+        ({"echo": True}, 400, "'echo' is not supported"),
+        ({"presence_penalty": 0.5}, 400, "'presence_penalty' is not supported"),
+        ({"prompt": [2, 300_000]}, 400, "token ids between 0 and"),
+        ({"prompt": [2, 3_000_000_000]}, 400, "'prompt' must be"),
+        ({"temperature": 10**400}, 400, "'temperature' must be"),
+        ({"top_k": 2**70}, 400, "'top_k' must be"),
+        ({"model": "~nobody-here/x.gguf"}, 404, "cannot be opened"),
+        ({"model": "m" * 300}, 404, "m"),
         ({"stop": [1]}, 400, "'stop' must be"),
     ],
     ids=lambda value: str(value)[:40],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mesh import config
-from mesh.config import StateFolder, erase, read_private, write_private
+from mesh.config import FolderLock, StateFolder, erase, read_private, write_private
 from mesh.errors import ConfigError
 
 
@@ -84,3 +84,17 @@ def test_what_is_erased_is_gone(tmp_path):
     write_private(tmp_path / "x", b"1")
     erase(tmp_path / "x")
     assert read_private(tmp_path / "x") is None
+
+
+def test_one_process_a_folder(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path)
+    lock, other = FolderLock(folder), FolderLock(folder)
+    assert not lock.is_taken
+    lock.take()
+    assert other.is_taken
+    with pytest.raises(ConfigError, match="another potluck runs in"):
+        other.take()
+    lock.free()
+    other.take()
+    other.free()
+    lock.free()
