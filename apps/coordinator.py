@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from apps.plan_messages import Outcome, WantReply, Wish
 from apps.rollout import DeviceUnable, reports, roll_out, tell
 from apps.survey import Findings, survey
 from apps.timeline import Timeline
+from apps.waiting import WaitingRoom
 from mesh.errors import (
     DoesNotFit,
     MeshError,
@@ -32,14 +33,6 @@ MAX_INSTALL_TRIES = 5  # in a row
 LOOK_AGAIN_S = 10.0  # at devices that could not be measured, or did not answer in time
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """Somebody waits for a plan that serves this wish."""
-
-    wish: Wish
-    reply: asyncio.Future[WantReply]
-
-
 class Coordinator:
     """Runs on every device; works only while its device leads."""
 
@@ -55,7 +48,7 @@ class Coordinator:
         self._installing = False
         self._telling: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()  # a device of the plan went
-        self._waiting: list[_Waiting] = []
+        self._waiting = WaitingRoom()
         self._work = asyncio.Event()
 
     async def run(self) -> None:
@@ -73,7 +66,7 @@ class Coordinator:
                     leading.result()
             finally:
                 self._leading = False
-                self._answer_all(WantReply(Outcome.RETRY, "this device no longer leads"))
+                self._waiting.answer(WantReply(Outcome.RETRY, "this device no longer leads"))
                 for task in (leading, deposed):
                     task.cancel()
                 await asyncio.wait([leading, deposed])
@@ -104,10 +97,8 @@ class Coordinator:
                     f"the mesh runs {self._wish.model.name} for {running} conversation(s); "
                     f"{wish.model.name} can be loaded when they end",
                 )
-        waiting = _Waiting(wish, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
         self._work.set()
-        return await waiting.reply
+        return await self._waiting.enter(wish)
 
     async def preview(self, wish: Wish) -> Choice:
         """The plan that would be chosen now, with every candidate. Raises DoesNotFit."""
@@ -260,9 +251,8 @@ class Coordinator:
 
     def _next_wish(self) -> Wish | None:
         """What is asked for first, else what runs."""
-        if not self._waiting:
-            return self._wish
-        return self._waiting[0].wish.with_room_of(self._wish)
+        wanted = self._waiting.first
+        return self._wish if wanted is None else wanted.with_room_of(self._wish)
 
     def _present(self) -> frozenset[PeerId]:
         return frozenset(member.peer for member in self._node.view.alive)
@@ -284,12 +274,16 @@ class Coordinator:
             absent={**findings.absent, **self._unable},
         )
 
-    # --- answers and questions --------------------------------------------------------------------
+    async def _conversations(self, wish: Wish) -> int:
+        """How many run this model, or wait for a plan to go on with it."""
+        known = await reports(self._node, self._present())
+        running = max((report.conversations for report in known), default=0)
+        return running + self._waiting.count(wish.model.model)
+
+    # --- answers ----------------------------------------------------------------------------------
 
     def _answer_served(self) -> None:
-        served = [waiting for waiting in self._waiting if self._serves(waiting.wish)]
-        self._waiting = [waiting for waiting in self._waiting if waiting not in served]
-        self._answer(served, WantReply(Outcome.OK, "", self._plan, self._wish))
+        self._waiting.answer(WantReply(Outcome.OK, "", self._plan, self._wish), self._serves)
         if self._waiting:
             self._work.set()
 
@@ -297,28 +291,8 @@ class Coordinator:
         """Tells those who wait for this model; the others' turn is next."""
         self._timeline.note("no-plan", reason)
         model = wish.model.model
-        mine = [waiting for waiting in self._waiting if waiting.wish.model.model == model]
-        self._waiting = [waiting for waiting in self._waiting if waiting not in mine]
-        self._answer(mine, WantReply(Outcome.IMPOSSIBLE, reason))
+        self._waiting.answer(
+            WantReply(Outcome.IMPOSSIBLE, reason), lambda other: other.model.model == model
+        )
         if self._waiting:
             self._work.set()
-
-    def _answer_all(self, reply: WantReply) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._answer(waiting, reply)
-
-    def _answer(self, waiting: list[_Waiting], reply: WantReply) -> None:
-        for one in waiting:
-            if not one.reply.done():
-                one.reply.set_result(reply)
-
-    async def _conversations(self, wish: Wish) -> int:
-        """How many run this model, or wait for a plan to go on with it."""
-        waiting = sum(one.wish.model.model == wish.model.model for one in self._waiting)
-        return (
-            max(
-                (report.conversations for report in await reports(self._node, self._present())),
-                default=0,
-            )
-            + waiting
-        )

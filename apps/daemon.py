@@ -14,6 +14,7 @@ from aiohttp import web
 
 from apps.api_mesh import MeshRoutes
 from apps.api_openai import OpenAIRoutes
+from apps.chronicle import Chronicle
 from apps.coordinator import Coordinator
 from apps.generator import Generator
 from apps.http import make_app
@@ -27,7 +28,7 @@ from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.config import StateFolder, erase, write_private
 from mesh.errors import ConfigError, LinkError, PotluckError, StaleEpoch
-from mesh.events import Event, LeaderElected, LinkUp, PeerDied, PeerJoined, PeerLeft, ViewChanged
+from mesh.events import Event, LinkUp, PeerDied, PeerJoined, PeerLeft, ViewChanged
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
 from mesh.net.control import ControlTransport
@@ -60,9 +61,9 @@ class Daemon:
         self.folder = folder
         self.api_port = settings.api_port
         self.timeline = Timeline()
+        self._chronicle = Chronicle(self.timeline)
         self._secret = secret
         self._left = asyncio.Event()
-        self._leader: PeerId | None = None
         self._link_locks: dict[PeerId, asyncio.Lock] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -198,7 +199,7 @@ class Daemon:
     # --- events of the mesh -----------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
-        self._note(event)
+        self._chronicle.note(event, self.node.view)
         match event:
             case LinkUp(peer=peer) | PeerJoined(peer=peer):
                 # A restart may be told as a death and a return on one and the same link.
@@ -236,24 +237,6 @@ class Daemon:
 
     def _is_member(self, peer: PeerId) -> bool:
         return self.node.view.is_here(peer)
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, ViewChanged):
-            return  # each change of the view has an event of its own
-        if isinstance(event, LeaderElected):
-            if event.epoch.leader == self._leader:
-                return  # the same leader took an epoch for a new plan
-            self._leader = event.epoch.leader
-        fields: dict[str, Any] = {}
-        peer = getattr(event, "peer", None)
-        if peer is not None:
-            member = self.node.view.find(peer)
-            fields = {"peer": str(peer), "name": member.name if member else peer.short}
-        if (epoch := getattr(event, "epoch", None)) is not None:
-            fields |= {"epoch": epoch.counter, "leader": str(epoch.leader)}
-        kind = type(event).__name__
-        who = fields.get("name", "")
-        self.timeline.note(kind, f"{kind} {who}: {event.reason}", at_s=event.at_s, **fields)
 
     # --- frames -----------------------------------------------------------------------------------
 
