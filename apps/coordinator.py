@@ -7,11 +7,12 @@ could not rebuild: a new leader asks the devices for the last plan in force and 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 
 from apps.plan_messages import Outcome, WantReply, Wish
-from apps.rollout import DeviceUnable, reports, roll_out, tell
+from apps.rollout import DeviceRefused, DeviceUnable, reports, roll_out, tell
 from apps.survey import Findings, survey
 from apps.timeline import Timeline
 from apps.waiting import WaitingRoom
@@ -29,7 +30,8 @@ from planner.choose import Choice, choose
 from planner.plan import Plan
 from planner.replan import why_replan
 
-MAX_INSTALL_TRIES = 5  # in a row
+MAX_INSTALL_TRIES = 20  # in a row, a beat apart: ten seconds, far more than any election takes
+MAX_REFUSALS = 4  # by one device that is here and says "not now", until a plan is made without it
 LOOK_AGAIN_S = 10.0  # at devices that could not be measured, or did not answer in time
 
 
@@ -45,7 +47,10 @@ class Coordinator:
         self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
         self._gone: frozenset[PeerId] = frozenset()  # who has gone since then, back or not
         self._unable: dict[PeerId, str] = {}  # who could not load its share, and why
+        self._passed: dict[PeerId, str] = {}  # who is left out of the next plan only
+        self._refusals: Counter[PeerId] = Counter()  # since the last plan
         self._installing = False
+        self._look_again: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
         self._lost = asyncio.Event()  # a device of the plan went
         self._waiting = WaitingRoom()
@@ -142,6 +147,7 @@ class Coordinator:
     async def _recall(self) -> None:
         """Asks every device for the last plan it had in force; the newest one counts."""
         self._gone, self._unable, self._installing = frozenset(), {}, False
+        self._passed, self._refusals = {}, Counter()
         known = await reports(self._node, self._present())
         self._plan, self._wish = max(
             ((report.plan, report.wish) for report in known if report.plan and report.wish),
@@ -171,13 +177,17 @@ class Coordinator:
             )
         assert self._plan is not None
         self._gone -= gone  # whoever went while this was being done is looked at next
+        unmeasured |= self._passed.keys()
+        self._passed.clear()
+        self._refusals.clear()
         self._wish, self._considered = wish, present - unmeasured - self._gone
         self._answer_served()
         others = present - frozenset(self._plan.devices)
         # Kept, or it would be collected; nobody waits for it.
         self._telling = asyncio.ensure_future(tell(self._node, others, self._plan, wish))
-        if unmeasured:
-            loop.call_later(LOOK_AGAIN_S, self._work.set)
+        if self._look_again is not None:
+            self._look_again.cancel()
+        self._look_again = loop.call_later(LOOK_AGAIN_S, self._work.set) if unmeasured else None
 
     async def _decide(self, wish: Wish) -> tuple[Choice, frozenset[PeerId]]:
         """The best plan, and the devices that were left out only because they are not measured.
@@ -213,12 +223,21 @@ class Coordinator:
         self._installing = True
         try:
             await roll_out(self._node, plan, wish)
-        except DeviceUnable as error:
-            self._unable[error.device] = error.reason
+        except DeviceRefused as error:
+            self._count_refusal(error)
             raise
         finally:
             self._installing = False
         return plan
+
+    def _count_refusal(self, error: DeviceRefused) -> None:
+        """A device that cannot is left out; so is, for a while, one that keeps saying not now."""
+        device = error.device
+        self._refusals[device] += 1
+        if isinstance(error, DeviceUnable):
+            self._unable[device] = error.reason
+        elif self._refusals[device] >= MAX_REFUSALS:
+            self._passed[device] = error.reason
 
     # --- what the leader knows --------------------------------------------------------------------
 
@@ -261,7 +280,8 @@ class Coordinator:
         epoch = self._node.view.epoch
         if epoch is None:
             raise NoLeader("the mesh has no leader")
-        able = tuple(one for one in findings.cluster.devices if one.device not in self._unable)
+        out = {**self._unable, **self._passed}
+        able = tuple(one for one in findings.cluster.devices if one.device not in out)
         # A second of arithmetic with ten devices: not in the loop, where the heart beats.
         return await asyncio.to_thread(
             choose,
@@ -271,7 +291,7 @@ class Coordinator:
             epoch,
             PlanId.new(),
             self._plan if self._plan and self._plan.model == wish.model.model else None,
-            absent={**findings.absent, **self._unable},
+            absent={**findings.absent, **out},
         )
 
     async def _conversations(self, wish: Wish) -> int:

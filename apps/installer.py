@@ -89,6 +89,8 @@ class Installer:
         """Puts a prepared plan in force. Raises StaleEpoch, or PlanError if it was not prepared."""
         plan = request.plan
         self._check_epoch(plan.epoch, accepted)
+        if self.plan is not None and self.plan.plan_id == plan.plan_id:
+            return  # told again: a device without a share, after a newcomer was looked at
         span = plan.layers_of(self._me)
         await self._give_up_preparing()
         ready, self._ready = self._ready, None

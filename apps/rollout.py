@@ -27,8 +27,8 @@ PREPARE_TIMEOUT_S = 600.0  # reading a large share from an SD card; a lost devic
 COMMIT_TIMEOUT_S = 5.0
 
 
-class DeviceUnable(RequestFailed):
-    """A device cannot take its share, and will not be able to when asked again."""
+class DeviceRefused(RequestFailed):
+    """A device does not take part now: it follows another leader, or is behind in epoch."""
 
     def __init__(self, device: PeerId, reason: str) -> None:
         super().__init__(f"{device.short}: {reason}")
@@ -36,8 +36,12 @@ class DeviceUnable(RequestFailed):
         self.reason = reason
 
 
+class DeviceUnable(DeviceRefused):
+    """A device cannot take its share, and will not be able to when asked again."""
+
+
 async def roll_out(node: Node, plan: Plan, wish: Wish) -> None:
-    """Two phases. Raises DeviceUnable, RequestFailed or LinkError; then no device, or not every
+    """Two phases. Raises DeviceRefused, RequestFailed or LinkError; then no device, or not every
     one, has the plan in force, and the next plan needs a higher epoch.
     """
     prepare = to_plain(Prepare(plan, wish))
@@ -47,7 +51,7 @@ async def roll_out(node: Node, plan: Plan, wish: Wish) -> None:
         if reply.outcome is Outcome.IMPOSSIBLE:
             raise DeviceUnable(device, reply.reason)
         if reply.outcome is not Outcome.OK:
-            raise RequestFailed(f"{device.short}: {reply.reason}")
+            raise DeviceRefused(device, reply.reason)
     commit = to_plain(Commit(plan, wish))
     await ask_all(node, plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
 
