@@ -37,7 +37,7 @@ check: dev           ## lint, types, import directions, the README's commands
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -p no:randomly tests/test_house.py
+	$(BIN)/python -m pytest -q tests/test_house.py
 
 chaos: dev           ## 50 seeded kills and as many unplugs on real processes; prints p50 / p95
 	$(BIN)/python -m tests.chaos --runs 50 --fault kill
