@@ -215,9 +215,19 @@ class Core:
         record = self._table.records[peer]
         silence_s = now_s - record.heard_s
         confirmed_by: frozenset[PeerId] = frozenset()
-        if silence_s >= DEAD_CONFIRMED_S * self._local.factor:
-            confirmed_by = self._beats.accusers(peer, record.member.incarnation, self._table.here)
-        verdict = suspicion.judge(record.member.health, silence_s, confirmed_by, self._local)
+        most_hold_it_dead = False
+        if silence_s >= DEAD_CONFIRMED_S:
+            incarnation, others = record.member.incarnation, self._table.here - {peer}
+            confirmed_by = self._beats.accusers(peer, incarnation, others)
+            sure = self._beats.accusers(peer, incarnation, others, of=(Health.DEAD,))
+            most_hold_it_dead = 2 * len(sure) > len(others) - 1  # this device is no witness
+        verdict = suspicion.judge(
+            record.member.health,
+            silence_s,
+            confirmed_by,
+            self._local,
+            most_hold_it_dead=most_hold_it_dead,
+        )
         if verdict.health is Health.DEAD:
             self._apply(membership.bury(self._table, peer, verdict.reason), now_s)
         elif verdict.health is Health.SUSPECT:

@@ -31,9 +31,13 @@ class Beats:
         return Beats({peer: beat for peer, beat in self.latest.items() if peer != sender})
 
     def accusers(
-        self, peer: PeerId, incarnation: int, witnesses: frozenset[PeerId]
+        self,
+        peer: PeerId,
+        incarnation: int,
+        witnesses: frozenset[PeerId],
+        of: tuple[Health, ...] = (Health.SUSPECT, Health.DEAD),
     ) -> frozenset[PeerId]:
-        """The witnesses that hold this incarnation of `peer` suspect or dead."""
+        """The witnesses that hold this incarnation of `peer` to be one `of` these."""
         return frozenset(
             witness
             for witness in witnesses
@@ -41,7 +45,7 @@ class Beats:
             if any(
                 sighting.peer == peer
                 and sighting.incarnation == incarnation
-                and sighting.health in (Health.SUSPECT, Health.DEAD)
+                and sighting.health in of
                 for sighting in beat.sightings
             )
         )

@@ -40,10 +40,21 @@ class LocalHealth:
 
 
 def judge(
-    health: Health, silence_s: float, confirmed_by: frozenset[PeerId], local: LocalHealth
+    health: Health,
+    silence_s: float,
+    confirmed_by: frozenset[PeerId],
+    local: LocalHealth,
+    *,
+    most_hold_it_dead: bool = False,
 ) -> Verdict:
-    """The health that the silence of an alive or suspected peer calls for."""
+    """The health that the silence of an alive or suspected peer calls for.
+
+    `most_hold_it_dead`: most of the others here do. How far we distrust ourselves then does not
+    matter; waiting on would keep us with a leader whom everybody else has replaced.
+    """
     words = f"silent for {silence_s:.2f} s"
+    if silence_s >= DEAD_CONFIRMED_S and most_hold_it_dead:
+        return Verdict(Health.DEAD, f"{words}, and most of the others hold it dead")
     if local.score:
         words += f", timeouts x{local.factor}"
     if silence_s >= DEAD_CONFIRMED_S * local.factor and confirmed_by:

@@ -36,6 +36,13 @@ def test_only_witnesses_who_say_so_of_this_incarnation_confirm() -> None:
         assert not beats.accusers(YOU, 1, frozenset({ME})), "the dead bear no witness"
 
 
+def test_a_suspicion_is_no_certainty() -> None:
+    for health, sure in [(Health.SUSPECT, False), (Health.DEAD, True)]:
+        beats = Beats().take(THIRD, beat(1, 1, saw(YOU, health)))
+        assert beats is not None
+        assert bool(beats.accusers(YOU, 1, frozenset({THIRD}), of=(Health.DEAD,))) is sure
+
+
 def test_nobody_confirms_its_own_death() -> None:
     beats = Beats().take(YOU, beat(1, 1, saw(YOU, Health.DEAD)))
     assert beats is not None

@@ -33,6 +33,17 @@ def test_silence_is_judged_by_time_witnesses_and_our_own_health(
     assert judge(Health.ALIVE, silence_s, confirmed_by, LocalHealth(score)).health is expected
 
 
+@pytest.mark.parametrize(
+    ("silence_s", "expected"), [(2.9, Health.ALIVE), (3.0, Health.DEAD), (6.0, Health.DEAD)]
+)
+def test_our_own_health_does_not_matter_where_most_of_the_others_are_sure(
+    silence_s: float, expected: Health
+) -> None:
+    doubtful = LocalHealth(4)
+    verdict = judge(Health.ALIVE, silence_s, WITNESS, doubtful, most_hold_it_dead=True)
+    assert verdict.health is expected
+
+
 def test_a_suspicion_for_a_broken_link_is_not_cleared_by_a_short_silence() -> None:
     assert judge(Health.SUSPECT, 0.1, NOBODY, LocalHealth()).health is Health.SUSPECT
 

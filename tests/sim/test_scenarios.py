@@ -247,6 +247,26 @@ def test_stopped_for_6_s_is_dead_then_back_in_3_s_and_kills_nobody(
     play(scenario, devices)
 
 
+@pytest.mark.parametrize("devices", [3, 4])
+def test_a_device_that_doubts_itself_goes_with_the_others_when_the_leader_dies(
+    devices: int,
+) -> None:
+    async def scenario(home: Home) -> None:
+        leader = leader_of(home)
+        doubtful = others(home, leader)[0]
+        for _ in range(3):  # its timers come late: a busy machine
+            doubtful.stop()
+            await asyncio.sleep(0.6)
+            doubtful.go_on()
+            await asyncio.sleep(0.3)
+        home.network.cut({leader.name}, {other.name for other in others(home, leader)})
+        await asyncio.sleep(5.5)
+        majority = {d.name: d.view for d in others(home, leader)}
+        assert not disagreements(majority), "it followed the dead leader on"
+
+    play(scenario, devices)
+
+
 def test_flapping_device_changes_no_leader() -> None:
     async def scenario(home: Home) -> None:
         leader = leader_of(home)
