@@ -1,14 +1,16 @@
-"""Asking several devices at once: all of them must answer, or whoever does."""
+"""Asking several devices at once: all of them must answer, or whoever does; or until it is moot."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
 
 from mesh.errors import MeshError
 from mesh.ids import PeerId
 from mesh.node import Node
+
+T = TypeVar("T")
 
 
 async def ask_all(
@@ -37,3 +39,17 @@ async def hear_all(
         if isinstance(answer, BaseException) and not isinstance(answer, MeshError):
             raise answer
     return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def unless(happens: asyncio.Event, work: Coroutine[Any, Any, T], otherwise: MeshError) -> T:
+    """The result of the work; raises `otherwise` if the event comes first, and ends the work."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(happens.wait())
+    try:
+        await asyncio.wait([working, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise otherwise
+        return working.result()
+    finally:
+        working.cancel()
+        waiting.cancel()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from apps import show
-from apps.client import Client, find_daemon
+from apps import cli_bench, cli_models, show
+from apps.client import find_daemon
 from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
+from apps.terminal import AsJson, Home, ask, err, out, print_json
 from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
@@ -31,13 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Home = Annotated[
-    Path | None, typer.Option(help="State folder of this device; POTLUCK_HOME otherwise.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+app.add_typer(cli_bench.bench, name="bench")
 
 
 def main() -> None:
@@ -108,9 +100,9 @@ def up(
 @app.command()
 def invite(home: Home = None, as_json: AsJson = False) -> None:
     """Show the code that lets another device into this mesh."""
-    body = _ask(home, lambda client: client.post("/potluck/invite"))
+    body = ask(home, lambda client: client.post("/potluck/invite"))
     if as_json:
-        _print_json(body)
+        print_json(body)
     else:
         out.print("On the other device, with potluck installed, type:\n")
         out.print(f"  [bold]potluck join {body['code']}[/]\n")
@@ -142,7 +134,7 @@ def join(
         found = asyncio.run(look_for_members(folder, secret, addresses, tuple(interface or ())))
     secret.save(folder)
     if as_json:
-        _print_json({"joined": True, "members": found.members, "hints": found.hints})
+        print_json({"joined": True, "members": found.members, "hints": found.hints})
     else:
         show.joined(out, found)
 
@@ -155,9 +147,9 @@ def leave(home: Home = None, as_json: AsJson = False) -> None:
         MeshSecret.erase(folder)
         body = {"left": True}
     else:
-        body = _ask(home, lambda client: client.post("/potluck/leave"))
+        body = ask(home, lambda client: client.post("/potluck/leave"))
     if as_json:
-        _print_json(body)
+        print_json(body)
     else:
         out.print("This device has left and has forgotten the mesh.")
 
@@ -165,9 +157,9 @@ def leave(home: Home = None, as_json: AsJson = False) -> None:
 @app.command()
 def status(home: Home = None, as_json: AsJson = False) -> None:
     """Who is here, who leads, and what runs where."""
-    body = _ask(home, lambda client: client.get("/potluck/status"))
+    body = ask(home, lambda client: client.get("/potluck/status"))
     if as_json:
-        _print_json(body)
+        print_json(body)
     else:
         show.status(out, body)
 
@@ -180,9 +172,9 @@ def plan(
 ) -> None:
     """Every way to run a model on the devices that are here, with what each would cost, and why."""
     with show.waiting(err, "measuring devices and links", quiet=as_json):
-        body = _ask(home, lambda client: client.get("/potluck/plan", model=_model(model)))
+        body = ask(home, lambda client: client.get("/potluck/plan", model=_model(model)))
     if as_json:
-        _print_json(body)
+        print_json(body)
     else:
         show.plan(out, body)
 
@@ -217,7 +209,13 @@ def run(
 
     result = asyncio.run(stream_text(port, body, out, err, quiet=as_json))
     if as_json:
-        _print_json(result)
+        print_json(result)
+
+
+app.command()(cli_models.pull)
+app.command("list")(cli_models.list_models)
+app.command()(cli_models.ps)
+app.command()(cli_models.rm)
 
 
 @app.command()
@@ -230,7 +228,7 @@ def demo(
 
     result = asyncio.run(run_demo(err if as_json else out, tokens))
     if as_json:
-        _print_json(result)
+        print_json(result)
     if not result["tokens_equal"]:
         raise PotluckError("the tokens differ from those of the undisturbed run")
 
@@ -239,20 +237,6 @@ def _model(name: str) -> str:
     """A path as the daemon, which may run in another folder, can open it."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.is_file() else name
-
-
-def _ask(home: Path | None, call: Callable[[Client], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    port = find_daemon(StateFolder.open(home))
-
-    async def ask() -> dict[str, Any]:
-        async with Client(port) as client:
-            return await call(client)
-
-    return asyncio.run(ask())
-
-
-def _print_json(body: dict[str, Any]) -> None:
-    print(json.dumps(body))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ could not rebuild: a new leader asks the devices for the last plan in force and 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 
+from apps.ask import unless
 from apps.plan_messages import Outcome, WantReply, Wish
-from apps.rollout import DeviceRefused, DeviceUnable, reports, roll_out, tell
+from apps.refusals import Refusals
+from apps.rollout import DeviceRefused, bring_shares, reports, roll_out, tell
 from apps.survey import Findings, survey
 from apps.timeline import Timeline
 from apps.waiting import WaitingRoom
@@ -30,8 +33,9 @@ from planner.choose import Choice, choose
 from planner.plan import Plan
 from planner.replan import why_replan
 
+T = TypeVar("T")
+
 MAX_INSTALL_TRIES = 20  # in a row, a beat apart: ten seconds, far more than any election takes
-MAX_REFUSALS = 4  # by one device that is here and says "not now", until a plan is made without it
 LOOK_AGAIN_S = 10.0  # at devices that could not be measured, or did not answer in time
 
 
@@ -46,9 +50,7 @@ class Coordinator:
         self._wish: Wish | None = None
         self._considered: frozenset[PeerId] = frozenset()  # who was here when we last planned
         self._gone: frozenset[PeerId] = frozenset()  # who has gone since then, back or not
-        self._unable: dict[PeerId, str] = {}  # who could not load its share, and why
-        self._passed: dict[PeerId, str] = {}  # who is left out of the next plan only
-        self._refusals: Counter[PeerId] = Counter()  # since the last plan
+        self._refusals = Refusals()
         self._installing = False
         self._look_again: asyncio.TimerHandle | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -86,7 +88,7 @@ class Coordinator:
             self._lost.set()
         self._gone |= {peer}
         self._considered -= {peer}
-        self._unable.pop(peer, None)  # back with a mended disk, perhaps
+        self._refusals.forget(peer)
 
     async def want(self, wish: Wish) -> WantReply:
         """Returns when a plan for the wish is in force, or says why there is none."""
@@ -146,8 +148,7 @@ class Coordinator:
 
     async def _recall(self) -> None:
         """Asks every device for the last plan it had in force; the newest one counts."""
-        self._gone, self._unable, self._installing = frozenset(), {}, False
-        self._passed, self._refusals = {}, Counter()
+        self._gone, self._refusals, self._installing = frozenset(), Refusals(), False
         known = await reports(self._node, self._present())
         self._plan, self._wish = max(
             ((report.plan, report.wish) for report in known if report.plan and report.wish),
@@ -167,6 +168,7 @@ class Coordinator:
         if self._is_whole() and self._same_placement(choice.plan):
             self._timeline.note("plan-kept", choice.plan.reason)
         else:
+            await self._bring(choice.plan, wish)
             self._plan = await self._install(choice.plan, wish)
             self._timeline.note(
                 "installed",
@@ -177,9 +179,7 @@ class Coordinator:
             )
         assert self._plan is not None
         self._gone -= gone  # whoever went while this was being done is looked at next
-        unmeasured |= self._passed.keys()
-        self._passed.clear()
-        self._refusals.clear()
+        unmeasured |= self._refusals.planned()
         self._wish, self._considered = wish, present - unmeasured - self._gone
         self._answer_served()
         others = present - frozenset(self._plan.devices)
@@ -203,18 +203,21 @@ class Coordinator:
         return await self._choose(wish, findings), findings.unmeasured
 
     async def _measure(self, wish: Wish) -> Findings:
-        """A full survey, given up when the plan that runs meanwhile loses a device."""
-        self._lost.clear()
-        measuring = asyncio.ensure_future(survey(self._node, wish, measure=True))
-        lost = asyncio.ensure_future(self._lost.wait())
+        return await self._unless_lost(survey(self._node, wish, measure=True))
+
+    async def _bring(self, plan: Plan, wish: Wish) -> None:
+        """Has the plan's weights on its devices' disks; what is in force runs on meanwhile."""
         try:
-            await asyncio.wait([measuring, lost], return_when=asyncio.FIRST_COMPLETED)
-            if not measuring.done():
-                raise StaleEpoch("a device of the plan was lost while others were measured")
-            return measuring.result()
-        finally:
-            measuring.cancel()
-            lost.cancel()
+            await self._unless_lost(bring_shares(self._node, plan, wish))
+        except DeviceRefused as error:
+            self._refusals.count(error)
+            raise
+
+    async def _unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """Given up when the plan that runs meanwhile loses a device. Raises StaleEpoch then."""
+        self._lost.clear()
+        lost = StaleEpoch("a device of the plan was lost while another one was prepared")
+        return await unless(self._lost, work, lost)
 
     async def _install(self, plan: Plan, wish: Wish) -> Plan:
         """Under an epoch of the plan's own. Raises LinkError or RequestFailed."""
@@ -224,20 +227,11 @@ class Coordinator:
         try:
             await roll_out(self._node, plan, wish)
         except DeviceRefused as error:
-            self._count_refusal(error)
+            self._refusals.count(error)
             raise
         finally:
             self._installing = False
         return plan
-
-    def _count_refusal(self, error: DeviceRefused) -> None:
-        """A device that cannot is left out; so is, for a while, one that keeps saying not now."""
-        device = error.device
-        self._refusals[device] += 1
-        if isinstance(error, DeviceUnable):
-            self._unable[device] = error.reason
-        elif self._refusals[device] >= MAX_REFUSALS:
-            self._passed[device] = error.reason
 
     # --- what the leader knows --------------------------------------------------------------------
 
@@ -280,7 +274,7 @@ class Coordinator:
         epoch = self._node.view.epoch
         if epoch is None:
             raise NoLeader("the mesh has no leader")
-        out = {**self._unable, **self._passed}
+        out = self._refusals.out
         able = tuple(one for one in findings.cluster.devices if one.device not in out)
         # A second of arithmetic with ten devices: not in the loop, where the heart beats.
         return await asyncio.to_thread(

@@ -13,14 +13,17 @@ from typing import Any
 from aiohttp import web
 
 from apps.api_mesh import MeshRoutes
+from apps.api_models import ModelRoutes
 from apps.api_openai import OpenAIRoutes
 from apps.chronicle import Chronicle
 from apps.coordinator import Coordinator
 from apps.generator import Generator
-from apps.http import make_app
+from apps.http import make_app, serve_app
 from apps.installer import Installer
-from apps.library import Library
 from apps.member import MemberRole
+from apps.model_use import ModelUse
+from apps.models import Models
+from apps.peer_links import PeerLinks
 from apps.profiles import Profiles
 from apps.road import MeshRoad
 from apps.settings import Settings, usable_memory_bytes
@@ -47,8 +50,6 @@ from runtime.session_messages import STEP_FAILED, StepFailed
 from runtime.steps import Steps
 from runtime.worker import Worker
 
-API_HOST = "127.0.0.1"
-SHUTDOWN_S = 2.0  # for streams still open when the daemon ends
 ANSWER_S = 0.2  # for the answer to `potluck leave` to get out
 
 
@@ -64,7 +65,6 @@ class Daemon:
         self._chronicle = Chronicle(self.timeline)
         self._secret = secret
         self._left = asyncio.Event()
-        self._link_locks: dict[PeerId, asyncio.Lock] = {}
         self._tasks: asyncio.TaskGroup | None = None
 
         identity = Identity.load(folder)
@@ -76,7 +76,7 @@ class Daemon:
                 f"no network interface faces the home ({skipped}); name one with --interface"
             )
         self._server = WebsocketServer(self._trust, self._interfaces.hosts, settings.port)
-        dialer = Dialer(self._trust)
+        self._dialer = dialer = Dialer(self._trust)
         self.node = Node(
             me=identity.peer,
             name=settings.name,
@@ -87,6 +87,7 @@ class Daemon:
         self._links = TensorLinks(
             self._server, dialer, on_frame=self._on_frame, admit=self._is_member
         )
+        self._peer_links = PeerLinks(self.node, self._links)
         self._compose()
 
     @property
@@ -102,7 +103,8 @@ class Daemon:
         self._steps = Steps(self._outbox)
         self._pipeline = Pipeline(self._worker, self._outbox, self._report_failure)
         self._holdings = Holdings(self._worker, memory_bytes)
-        self._library = Library(self.folder.path / "models")
+        self._models = Models(self.node, self._dialer, self.folder.path / "models", self.timeline)
+        self._library = self._models.library
         self._installer = Installer(
             self.node.view.me,
             self._library,
@@ -125,6 +127,7 @@ class Daemon:
             threads=settings.threads,
             memory_bytes=memory_bytes,
         )
+        self._use = ModelUse(self._installer, self._holdings, self._pipeline, self._models.fetcher)
         MemberRole(
             node=self.node,
             installer=self._installer,
@@ -132,6 +135,7 @@ class Daemon:
             profiles=profiles,
             pipeline=self._pipeline,
             steps=self._steps,
+            sharing=self._models.serve(self._server, self._is_member, self._use),
         )
         self.node.subscribe(self._on_event)
 
@@ -162,6 +166,7 @@ class Daemon:
                 for task in running:
                     task.cancel()
         finally:
+            await self._models.close()
             self._worker.close()
             erase(self.folder.daemon)
             await runner.cleanup()
@@ -203,7 +208,7 @@ class Daemon:
         match event:
             case LinkUp(peer=peer) | PeerJoined(peer=peer):
                 # A restart may be told as a death and a return on one and the same link.
-                self._spawn(self._connect(peer))
+                self._spawn(self._peer_links.connect(peer))
             case PeerDied(peer=peer) | PeerLeft(peer=peer):
                 self._forget(peer, event.reason)
             case ViewChanged():
@@ -211,7 +216,7 @@ class Daemon:
 
     def _forget(self, peer: PeerId, reason: str) -> None:
         """A device is gone: end what needs it, so that its sessions replay elsewhere at once."""
-        self._spawn(self._disconnect(peer))
+        self._spawn(self._peer_links.disconnect(peer))
         self._outbox.forget(peer)
         self._pipeline.forget(peer)
         self._coordinator.on_gone(peer)
@@ -220,20 +225,6 @@ class Daemon:
             member = self.node.view.find(peer)
             name = member.name if member else peer.short
             self._steps.interrupt(StaleEpoch(f"{name} is gone ({reason})"))
-
-    async def _connect(self, peer: PeerId) -> None:
-        async with self._link_lock(peer):
-            member = self.node.view.find(peer)
-            if member is not None and member.is_here and member.address is not None:
-                await self._links.connect(peer, member.address)
-
-    async def _disconnect(self, peer: PeerId) -> None:
-        async with self._link_lock(peer):
-            await self._links.disconnect(peer)
-
-    def _link_lock(self, peer: PeerId) -> asyncio.Lock:
-        """One thing at a time with each peer's tensor links, in the order of the events."""
-        return self._link_locks.setdefault(peer, asyncio.Lock())
 
     def _is_member(self, peer: PeerId) -> bool:
         return self.node.view.is_here(peer)
@@ -267,6 +258,7 @@ class Daemon:
     async def _start_api(self) -> web.AppRunner:
         app = make_app()
         OpenAIRoutes(self._generator, self._library).add_to(app)
+        ModelRoutes(self.node, self._library, self._models.pulls, self._use).add_to(app)
         MeshRoutes(
             node=self.node,
             links=self._links,
@@ -279,19 +271,7 @@ class Daemon:
             secret=self._secret,
             leave=self._leave,
         ).add_to(app)
-        runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, API_HOST, self.settings.api_port).start()
-        except OSError:
-            await runner.cleanup()
-            raise ConfigError(
-                f"port {self.settings.api_port} on {API_HOST} is in use, perhaps by another "
-                "potluck; end it, or choose another with --api-port"
-            ) from None
-        self.api_port = runner.addresses[0][1]
+        runner, self.api_port = await serve_app(app, self.settings.api_port)
         return runner
 
     def _write_daemon_file(self, address: str) -> None:

@@ -16,6 +16,10 @@ from apps.timeline import Timeline
 from mesh.errors import BadPrompt, PromptTooLong
 from mesh.node import Node
 from planner.plan import Capacity
+from runtime.chat import ChatPrompt, ChatTemplate
+from runtime.chat_messages import Chat
+from runtime.chosen import Chosen
+from runtime.gguf import GGUFFile
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
 from runtime.steps import Steps
@@ -28,7 +32,7 @@ class Prompt:
     """What a client asks to be continued."""
 
     model: str
-    text: str | list[int]
+    text: str | list[int] | Chat
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
@@ -39,8 +43,22 @@ class Piece:
     """A piece of text, and the tokens it took; the last piece says why it is the last."""
 
     text: str
-    tokens: tuple[int, ...]
+    chosen: tuple[Chosen, ...]
     finish_reason: str | None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The ids alone."""
+        return tuple(one.token for one in self.chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt as tokens, and what ends its answer."""
+
+    ids: list[int]
+    end_ids: frozenset[int]
+    stop: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +68,24 @@ class Completion:
     model: str
     prompt_tokens: int
     session: Session
-    _stream: TextStream
+    tokenizer: Tokenizer
     _stop: tuple[str, ...]
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Raises what `Session.tokens` raises."""
-        stop = StopFilter(self._stop)
-        taken: list[int] = []  # tokens since the last piece
+        stop, stream = StopFilter(self._stop), TextStream(self.tokenizer)
+        taken: list[Chosen] = []  # tokens since the last piece
         async with aclosing(self.session.tokens()) as tokens:
             async for token in tokens:
                 taken.append(token)
-                text = stop.push(self._stream.push(token))
+                text = stop.push(stream.push(token.token))
                 if stop.stopped:
                     yield Piece(text, tuple(taken), "stop")
                     return
                 if text:
                     yield Piece(text, tuple(taken), None)
                     taken.clear()
-        rest = stop.push(self._stream.finish()) + stop.finish()
+        rest = stop.push(stream.finish()) + stop.finish()
         yield Piece(rest, tuple(taken), "stop" if stop.stopped else self.session.finish_reason)
 
 
@@ -132,38 +150,71 @@ class Generator:
     async def complete(self, prompt: Prompt) -> Completion:
         """Prepares a generation; nothing runs before its first piece is asked for.
 
-        Raises ModelError for the model's name, PromptTooLong for a prompt no plan can hold.
+        Raises ModelError for the model's name, PromptTooLong for a prompt no plan can hold, and
+        BadPrompt for ids or messages that the model cannot take.
         """
         reference, checkpoint = await self._library.find(prompt.model)
         wish = await self.wish(prompt.model)
         tokenizer = await self._tokenizer(checkpoint)
-        ids = prompt.text if isinstance(prompt.text, list) else tokenizer.encode(prompt.text)
-        if not ids or not 0 <= min(ids) <= max(ids) < wish.profile.vocabulary:
-            raise BadPrompt(
-                f"a prompt is text, or token ids between 0 and {wish.profile.vocabulary - 1}"
-            )
-        if len(ids) >= wish.capacity.context:
-            raise PromptTooLong(
-                f"the prompt has {len(ids)} tokens and the context holds "
-                f"{wish.capacity.context}; shorten it, or start the devices with a larger "
-                f"--context (the model allows {wish.profile.context})"
-            )
+        read = await _read(prompt.text, checkpoint, tokenizer)
+        _check(read.ids, prompt, wish)
         session = Session(
             self._node.view.me,
-            Wanted(ids, prompt.max_new_tokens, prompt.sampling, tokenizer.end_ids),
+            Wanted(read.ids, prompt.max_new_tokens, prompt.sampling, read.end_ids),
             MeshRoad(self._node, self._installer, self._timeline, wish),
             self._steps,
         )
-        return Completion(reference.name, len(ids), session, TextStream(tokenizer), prompt.stop)
+        stop = (*prompt.stop, *read.stop)
+        return Completion(reference.name, len(read.ids), session, tokenizer, stop)
 
     async def _tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
         key = str(checkpoint.model_id)
         if key not in self._tokenizers:
-            self._tokenizers[key] = asyncio.ensure_future(
-                asyncio.to_thread(Tokenizer.from_gguf, checkpoint.file)
-            )
+            self._tokenizers[key] = asyncio.ensure_future(asyncio.to_thread(checkpoint.tokenizer))
         try:
             return await asyncio.shield(self._tokenizers[key])
         except Exception:
             self._tokenizers.pop(key, None)  # so that the next request tries again
             raise
+
+
+async def _read(
+    text: str | list[int] | Chat, checkpoint: Checkpoint, tokenizer: Tokenizer
+) -> _Read:
+    """Raises BadPrompt or BadModelFile for a chat that its template cannot take."""
+    match text:
+        case list():
+            return _Read(text, tokenizer.end_ids, ())
+        case str():
+            return _Read(tokenizer.encode(text), tokenizer.end_ids, ())
+    said = await asyncio.to_thread(_said, text, checkpoint, tokenizer)
+    return _Read(said.ids, said.end_ids, said.stop)
+
+
+def _said(chat: Chat, checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatPrompt:
+    """In the form of the template that is named, else of the model's own."""
+    file = checkpoint.file
+    if chat.template is not None:
+        template = ChatTemplate.built_in(chat.template)
+    elif isinstance(file, GGUFFile):
+        template = ChatTemplate.from_metadata(file.metadata, checkpoint.name)
+    else:
+        template = ChatTemplate.from_folder(file.path)
+    return template.prompt(chat, tokenizer)
+
+
+def _check(ids: list[int], prompt: Prompt, wish: Wish) -> None:
+    """Raises BadPrompt for what the model has no token for, PromptTooLong."""
+    most = wish.profile.vocabulary - 1
+    if not ids or not 0 <= min(ids) <= max(ids) <= most:
+        raise BadPrompt(f"a prompt is text, or token ids between 0 and {most}")
+    if any(token > most for token, _ in prompt.sampling.logit_bias):
+        raise BadPrompt(f"logit_bias names token ids between 0 and {most}")
+    if len(ids) >= wish.capacity.context:
+        what = "conversation" if isinstance(prompt.text, Chat) else "prompt"
+        how = "leave out its first messages" if isinstance(prompt.text, Chat) else "shorten it"
+        raise PromptTooLong(
+            f"the {what} has {len(ids)} tokens and the context holds {wish.capacity.context}; "
+            f"{how}, or start the devices with a larger --context "
+            f"(the model allows {wish.profile.context})"
+        )

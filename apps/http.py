@@ -12,15 +12,21 @@ from aiohttp import web
 from mesh.errors import (
     BadPrompt,
     Busy,
+    ConfigError,
+    DiskFull,
     MeshError,
+    ModelInUse,
     ModelNotFound,
     PlanError,
     PotluckError,
     PromptTooLong,
+    WeightsMissing,
 )
 
 _log = logging.getLogger(__name__)
 
+API_HOST = "127.0.0.1"
+SHUTDOWN_S = 2.0  # for streams still open when the daemon ends
 MAX_BODY_BYTES = 4 * 1024 * 1024  # a prompt of the longest context, with room
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -38,11 +44,30 @@ def make_app() -> web.Application:
     return web.Application(middlewares=[_errors, _guard], client_max_size=MAX_BODY_BYTES)
 
 
+async def serve_app(app: web.Application, port: int) -> tuple[web.AppRunner, int]:
+    """Serves it on loopback; the port is another one where 0 was asked for. Raises ConfigError for
+    a port that is taken.
+    """
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, API_HOST, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise ConfigError(
+            f"port {port} on {API_HOST} is in use, perhaps by another potluck; end it, or choose "
+            "another with --api-port"
+        ) from None
+    return runner, int(runner.addresses[0][1])
+
+
 async def read_json(request: web.Request) -> dict[str, Any]:
     """The body as an object; raises BadRequest."""
     try:
         body = json.loads(await request.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequest("the body must be a JSON object")
@@ -68,8 +93,12 @@ def status_of(error: PotluckError) -> int:
             return 400
         case ModelNotFound():
             return 404
-        case Busy() | PlanError() | MeshError():
+        case ModelInUse():
+            return 409
+        case Busy() | PlanError() | MeshError() | WeightsMissing():
             return 503
+        case DiskFull():
+            return 507
         case _:
             return 500
 

@@ -144,11 +144,11 @@ class Installer:
 
     async def _load(self, request: Prepare) -> _Ready:
         plan = request.plan
-        checkpoint = await self._library.get(request.wish.model)
-        hidden_size = checkpoint.spec.hidden_size
         span = plan.layers_of(self._me)
         if span is None:
-            return _Ready(plan, None, hidden_size)
+            return _Ready(plan, None, 0)
+        checkpoint = await self._library.share(request.wish.model, span)
+        hidden_size = checkpoint.spec.hidden_size
         needed = dict(plan.predicted.memory_bytes).get(self._me, 0)
         if needed > self._holdings.memory_bytes:
             raise PlanError(

@@ -1,102 +1,129 @@
-"""The library: the model files this device has, found by name, by path or by fingerprint."""
+"""The library: the models of this device by name, path or fingerprint; and, through the fetcher,
+those that only other devices have.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Callable
 
+from apps.catalogue import DEFAULT_MODEL, Catalogue, is_path
+from apps.fetcher import Fetcher
+from apps.model_messages import HeldModel
 from apps.plan_messages import ModelRef
-from mesh.errors import ModelError, ModelNotFound
+from apps.shelf import Shelf
+from mesh.errors import ModelNotFound
 from mesh.ids import ModelId
-from runtime.model_files import cache_dir, default_model, has_default_model
+from planner.plan import Span
+from runtime.layout import share_of
+from runtime.partial import PartialModel
 from runtime.weights import Checkpoint
 
-DEFAULT_MODEL = "gemma-3-270m"
+__all__ = ["DEFAULT_MODEL", "Library"]
 
 
 class Library:
-    """Opens each file once. A path that another device names is only a hint, and is verified."""
+    """The device's own catalogue first, then the others."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is searched for `*.gguf` beside what is named by path."""
-        self._folder = folder
-        self._open: dict[Path, Checkpoint] = {}
+    def __init__(self, shelf: Shelf, fetcher: Fetcher | None = None) -> None:
+        """The shelf's folder is searched beside what is named by path; without a `fetcher`,
+        nothing comes from elsewhere.
+        """
+        self._shelf = shelf
+        self._fetcher = fetcher
+        self._catalogue = Catalogue(shelf)
+
+    @property
+    def shelf(self) -> Shelf:
+        return self._shelf
 
     async def find(self, name: str) -> tuple[ModelRef, Checkpoint]:
-        """A model by the name a person typed: a path, a file in the folder, or the default model.
+        """A model by the name a person typed: a path, a name in the folder, the default model, or
+        one that another device has.
 
-        Raises ModelNotFound, BadModelFile or UnsupportedModel.
+        Raises ModelNotFound, BadModelFile, UnsupportedModel, or what `get` raises.
         """
-        checkpoint = await asyncio.to_thread(self._find, name)
-        return self._reference(checkpoint), checkpoint
+        try:
+            checkpoint = await asyncio.to_thread(self._catalogue.find, name)
+        except ModelNotFound:
+            if self._fetcher is None or is_path(name):
+                raise
+            reference = await self._fetcher.find(name)
+            if reference is None:
+                raise
+            return reference, await self.get(reference)
+        return self._catalogue.reference(checkpoint), checkpoint
+
+    async def named(self, name: str) -> Checkpoint | None:
+        """What another device may ask for by name: never a path, never by way of a third one."""
+        return await asyncio.to_thread(self._catalogue.named, name)
+
+    async def here(self, reference: ModelRef) -> Checkpoint | None:
+        """The very model another device means, if this device can open it without the others."""
+        return await asyncio.to_thread(self._catalogue.get, reference)
 
     async def get(self, reference: ModelRef) -> Checkpoint:
-        """The very model another device means; raises ModelNotFound if this device lacks it."""
-        checkpoint = await asyncio.to_thread(self._get, reference)
+        """The same, opened with what the other devices give where this one lacks it; its weights
+        may still be holes.
+
+        Raises ModelNotFound where no device has it, WeightsMissing or DiskFull.
+        """
+        checkpoint = await self.here(reference)
+        if checkpoint is None and self._fetcher is not None:
+            partial = await self._fetcher.partial_of(reference)
+            checkpoint = await asyncio.to_thread(self._catalogue.open_partial, partial)
         if checkpoint is None:
             raise ModelNotFound(
-                f"does not have {reference.name}: copy the file to {self._folder}, "
+                f"does not have {reference.name}: copy the file to {self._shelf.folder}, "
                 "and it is used without a restart"
             )
         return checkpoint
 
+    async def share(self, reference: ModelRef, span: Span) -> Checkpoint:
+        """The same, with every byte on disk that these layers need. Raises what `get` raises."""
+        checkpoint = await self.get(reference)
+        partial = self._shelf.partial_at(checkpoint.path)
+        if partial is not None and self._fetcher is not None:
+            ranges = await asyncio.to_thread(share_of, checkpoint, span)
+            await self._fetcher.bring(partial, partial.manifest.pieces_of(ranges))
+            await self._finish(partial)
+        return checkpoint
+
+    async def whole(self, reference: ModelRef) -> Checkpoint:
+        """The same, with every byte on disk: an ordinary model from then on."""
+        checkpoint = await self.get(reference)
+        partial = self._shelf.partial_at(checkpoint.path)
+        if partial is not None and self._fetcher is not None:
+            await self._fetcher.bring(partial, range(len(partial.manifest)))
+            await self._finish(partial)
+            return await self.get(reference)
+        return checkpoint
+
     async def names(self) -> list[str]:
-        """What `find` would find by name."""
-        return await asyncio.to_thread(self._names)
+        """What this device has, by name."""
+        return await asyncio.to_thread(self._catalogue.names)
 
-    def _names(self) -> list[str]:
-        named = {file.stem for file in self._folder.glob("*.gguf")}
-        return sorted(named | ({DEFAULT_MODEL} if has_default_model() else set()))
+    async def held(self) -> list[HeldModel]:
+        """The models on this device, those too that are partly here. Damaged files are left out."""
+        return await asyncio.to_thread(self._catalogue.held)
 
-    def _find(self, name: str) -> Checkpoint:
-        try:
-            return self._find_file(name)
-        except (OSError, RuntimeError) as error:  # no such user's home, too long, not readable
-            raise ModelNotFound(f"{name[:80]!r} cannot be opened: {error}") from None
+    async def whole_here(self, model: ModelId) -> Checkpoint | None:
+        """A whole copy on this device, for its pieces."""
+        return await asyncio.to_thread(self._catalogue.whole, model)
 
-    def _find_file(self, name: str) -> Checkpoint:
-        path = Path(name).expanduser()
-        if path.suffix == ".gguf" or path.exists():
-            if not path.is_file():
-                raise ModelNotFound(f"there is no file {path}")
-            return self._checkpoint(path)
-        in_folder = self._folder / f"{name}.gguf"
-        if in_folder.is_file():
-            return self._checkpoint(in_folder)
-        if name == DEFAULT_MODEL:
-            return self._checkpoint(default_model(cache_dir()))
-        known = self._names() or ["none"]
-        raise ModelNotFound(
-            f"no model is called {name!r}; known here: {', '.join(known)}. "
-            f"Give the path of a GGUF file, or copy one to {self._folder}."
-        )
+    async def name_of(self, checkpoint: Checkpoint) -> str:
+        """What this device calls an open model."""
+        return await asyncio.to_thread(self._catalogue.name_of, checkpoint)
 
-    def _get(self, reference: ModelRef) -> Checkpoint | None:
-        for checkpoint in self._open.values():
-            if checkpoint.model_id == reference.model:
-                return checkpoint
-        hints = [Path(reference.path), *sorted(self._folder.glob("*.gguf"))]
-        for path in hints:
-            if found := self._matching(path, reference.model):
-                return found
-        if has_default_model():
-            return self._matching(default_model(cache_dir()), reference.model)
-        return None
+    async def remove(self, name: str, in_use: Callable[[ModelId], str]) -> int:
+        """Removes a model from the folder, whole or partly here; the bytes that became free.
 
-    def _matching(self, path: Path, model: ModelId) -> Checkpoint | None:
-        if not path.is_file():
-            return None
-        try:
-            checkpoint = self._checkpoint(path)
-        except ModelError:
-            return None  # some other, damaged file; the one that is meant may still be there
-        return checkpoint if checkpoint.model_id == model else None
+        `in_use` says by whom a model is needed now, or nothing. Raises ModelInUse, or
+        ModelNotFound for what is not in the folder.
+        """
+        return await asyncio.to_thread(self._catalogue.remove, name, in_use)
 
-    def _checkpoint(self, path: Path) -> Checkpoint:
-        path = path.resolve()
-        if path not in self._open:
-            self._open[path] = Checkpoint.open(path)
-        return self._open[path]
-
-    def _reference(self, checkpoint: Checkpoint) -> ModelRef:
-        return ModelRef(checkpoint.model_id, checkpoint.name, str(checkpoint.path))
+    async def _finish(self, partial: PartialModel) -> None:
+        """Once everything of a model has come, it is an ordinary one."""
+        if partial.is_whole and partial in self._shelf.partials:
+            await asyncio.to_thread(self._catalogue.finish, partial)

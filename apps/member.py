@@ -25,6 +25,7 @@ from apps.plan_messages import (
 )
 from apps.preview import choice_as_dict
 from apps.profiles import Profiles
+from apps.sharing import Sharing
 from mesh.codec import from_plain, to_plain
 from mesh.errors import Busy, PotluckError, StaleEpoch
 from mesh.ids import PeerId
@@ -53,6 +54,7 @@ class MemberRole:
         profiles: Profiles,
         pipeline: Pipeline,
         steps: Steps,
+        sharing: Sharing,
     ) -> None:
         self._node = node
         self._installer = installer
@@ -60,6 +62,7 @@ class MemberRole:
         self._profiles = profiles
         self._pipeline = pipeline
         self._steps = steps
+        self._sharing = sharing
         node.on_request(WANT_PLAN, self._want)
         node.on_request(PREVIEW_PLAN, self._preview)
         node.on_request(REPORT_PLAN, self._report)
@@ -102,6 +105,7 @@ class MemberRole:
         request: Commit = from_plain(Commit, body)
         self._check_leader(peer)
         await self._installer.commit(request, self._node.view.epoch)
+        self._sharing.on_plan(request.wish.model)
 
     def _check_leader(self, peer: PeerId) -> None:
         if peer != self._node.view.leader:
@@ -114,16 +118,16 @@ class MemberRole:
         if request.owner != peer:
             raise StaleEpoch(f"{peer.short} opens a session for {request.owner.short}")
         try:
-            self._pipeline.open(request)
+            held = self._pipeline.open(request)
         except Busy as error:
             return to_plain(OpenReply(Outcome.BUSY, str(error)))
         except StaleEpoch as error:
             return to_plain(OpenReply(Outcome.RETRY, str(error)))
-        return to_plain(OpenReply(Outcome.OK, ""))
+        return to_plain(OpenReply(Outcome.OK, "", held))
 
     async def _close_session(self, peer: PeerId, body: Any) -> None:
         request: CloseSession = from_plain(CloseSession, body)
-        self._pipeline.close(request.session, owner=peer)
+        self._pipeline.close(request.session, peer, request.prefix)
 
     async def _step_failed(self, peer: PeerId, body: Any) -> None:
         self._steps.on_step_failed(from_plain(StepFailed, body))

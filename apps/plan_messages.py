@@ -58,6 +58,7 @@ class Wish:
 class Outcome(StrEnum):
     OK = "ok"
     RETRY = "retry"  # the mesh is changing; ask again
+    WAIT = "wait"  # it is under way; ask again
     BUSY = "busy"
     IMPOSSIBLE = "impossible"
 
@@ -74,10 +75,11 @@ class WantReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenReply:
-    """A stage's answer to OpenSession."""
+    """A stage's answer to OpenSession; `held` tokens of the prompt it has computed before."""
 
     outcome: Outcome
     reason: str
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,10 @@ class Profiles:
     async def answer(self, request: ProfileRequest) -> ProfileReply:
         """What is known, and with `measure` what is not known yet either."""
         try:
-            checkpoint = await self._library.get(request.wish.model)
-            measured = await self._model(checkpoint, measuring=request.measure)
+            checkpoint = await self._checkpoint(request)
+            measured = None
+            if checkpoint is not None:
+                measured = await self._model(checkpoint, measuring=request.measure)
         except ModelError as error:
             return ProfileReply(None, str(error), (), unmeasured=False)
         if measured is None:
@@ -64,6 +66,15 @@ class Profiles:
             scratch_bytes=SCRATCH_BYTES,
         )
         return ProfileReply(profile, "", known, unmeasured=len(known) < len(links))
+
+    async def _checkpoint(self, request: ProfileRequest) -> Checkpoint | None:
+        """The model as far as measuring needs it: opened with what the other devices give, its
+        weights perhaps still holes. They read as zeros, and a layer of zeros takes as long as any
+        other; so a device can say what it is worth before it holds a single weight.
+        """
+        if request.measure:
+            return await self._library.get(request.wish.model)
+        return await self._library.here(request.wish.model)
 
     async def _model(self, checkpoint: Checkpoint, *, measuring: bool) -> Measured | None:
         found = await asyncio.to_thread(stored, checkpoint, self._folder, self._threads)

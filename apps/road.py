@@ -16,9 +16,9 @@ from planner.plan import Plan
 from runtime.session import Session
 from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
 
-# A plan may take as long as reading a large model from a slow disk; devices that vanish meanwhile
-# end the request at once, so this only bounds a home that never settles.
-PLAN_TIMEOUT_S = 600.0
+# A plan may take as long as a large model needs over a slow link. Devices that vanish meanwhile, or
+# get nothing more, end the request at once, so this only bounds a home that never settles.
+PLAN_TIMEOUT_S = 4 * 3600.0
 LEADER_TIMEOUT_S = 10.0  # an election takes under two seconds once a death is seen
 OPEN_TIMEOUT_S = 5.0
 BUSY_WAIT_S = 30.0  # how long a conversation queues for a place before the client is told
@@ -56,33 +56,36 @@ class MeshRoad:
         except TimeoutError:
             raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
 
-    async def open(self, plan: Plan, request: OpenSession) -> None:
+    async def open(self, plan: Plan, request: OpenSession) -> int:
         """Takes a place on every stage, waiting a while for one to become free.
 
-        In the order of the stages, so that of two owners one gets all its places.
+        In the order of the stages, so that of two owners one gets all its places. Returns how many
+        tokens of the prompt all of them have.
         """
         deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
         while True:
-            refusal = await self._open_all(plan, request)
+            refusal, held = await self._open_all(plan, request)
             if refusal is None:
-                return
+                return held
             if refusal.outcome is not Outcome.BUSY:
                 raise StaleEpoch(refusal.reason)
             if asyncio.get_running_loop().time() > deadline_s:
                 raise Busy(refusal.reason)
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _open_all(self, plan: Plan, request: OpenSession) -> OpenReply | None:
-        """The first refusal; then every place taken so far is given back."""
+    async def _open_all(self, plan: Plan, request: OpenSession) -> tuple[OpenReply | None, int]:
+        """The first refusal, and then every place taken so far is given back; what all hold."""
+        held = []
         for stage in plan.stages:
             reply = await self._open_on(stage.device, request)
             if reply.outcome is not Outcome.OK:
-                await self.close(plan, request.session)
-                return reply
-        return None
+                await self.close(plan, request.session, b"")
+                return reply, 0
+            held.append(reply.held)
+        return None, min(held)
 
-    async def close(self, plan: Plan, session: SessionId) -> None:
-        body = to_plain(CloseSession(session))
+    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
+        body = to_plain(CloseSession(session, prefix))
         for stage in plan.stages:
             with suppress(LinkError):  # a device that is gone has closed everything
                 await self._node.notify(stage.device, CLOSE_SESSION, body)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from apps.ask import ask_all, hear_all
+from apps.model_messages import BRING_SHARE, BringReply, BringRequest
 from apps.plan_messages import (
     COMMIT_PLAN,
     PREPARE_PLAN,
@@ -23,6 +25,8 @@ from mesh.node import Node
 from planner.plan import Plan
 
 REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
+BRING_TIMEOUT_S = 10.0  # a device says every two seconds how far it is
+BRING_STALL_S = 60.0  # not a byte more in this time: the device is left out for a while
 PREPARE_TIMEOUT_S = 600.0  # reading a large share from an SD card; a lost device ends it at once
 COMMIT_TIMEOUT_S = 5.0
 
@@ -38,6 +42,50 @@ class DeviceRefused(RequestFailed):
 
 class DeviceUnable(DeviceRefused):
     """A device cannot take its share, and will not be able to when asked again."""
+
+
+class DeviceLacks(DeviceRefused):
+    """A device lacks weights of its share, and nobody gives them to it now."""
+
+
+async def bring_shares(node: Node, plan: Plan, wish: Wish) -> None:
+    """Before the plan's epoch begins: every device gets on its disk what its share needs, from the
+    others where it lacks it, for as long as that takes; the plan in force runs on meanwhile.
+
+    Raises DeviceUnable or DeviceLacks for a device that cannot, LinkError for one that is gone.
+    """
+    bringing = [
+        asyncio.ensure_future(_bring_share(node, device, plan, wish)) for device in plan.devices
+    ]
+    try:
+        await asyncio.gather(*bringing)
+    finally:
+        for task in bringing:
+            task.cancel()
+
+
+async def _bring_share(node: Node, device: PeerId, plan: Plan, wish: Wish) -> None:
+    layers = plan.layers_of(device)
+    assert layers is not None, "a device of the plan has layers"
+    body = to_plain(BringRequest(wish.model, layers))
+    clock = asyncio.get_running_loop().time
+    moved_s, done_bytes = clock(), -1
+    while True:
+        answer = await node.request(device, BRING_SHARE, body, BRING_TIMEOUT_S)
+        reply: BringReply = from_plain(BringReply, answer)
+        match reply.outcome:
+            case Outcome.OK:
+                return
+            case Outcome.IMPOSSIBLE:
+                raise DeviceUnable(device, reply.reason)
+            case Outcome.WAIT:
+                pass
+            case _:
+                raise DeviceLacks(device, reply.reason)
+        if reply.done_bytes != done_bytes:
+            moved_s, done_bytes = clock(), reply.done_bytes
+        elif clock() - moved_s > BRING_STALL_S:
+            raise DeviceLacks(device, f"got no more of {wish.model.name} for {BRING_STALL_S:.0f} s")
 
 
 async def roll_out(node: Node, plan: Plan, wish: Wish) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 from rich.console import Console
 
 from apps.client import Client
-from apps.show import waiting
+from apps.progress import Shown, show_progress
+from mesh.errors import PotluckError
+
+WATCH_INTERVAL_S = 0.5
 
 
 async def stream_text(
@@ -24,12 +28,15 @@ async def stream_text(
     async with Client(port) as client:
         events = client.stream("/v1/completions", {**body, "stream": True})
         async with aclosing(events):
-            with waiting(err, "planning and loading", quiet=quiet) as progress:
+            with ExitStack() as shown:
+                bar = shown.enter_context(show_progress(err, body["model"], quiet=quiet))
+                watching = asyncio.create_task(_watch_transfers(client, bar))
+                shown.callback(watching.cancel)
                 async for event in events:
                     choice = event["choices"][0]
                     if first_s is None:
                         first_s = time.monotonic()
-                        progress.stop()
+                        shown.close()
                     text.append(choice["text"])
                     token_ids += choice["token_ids"]
                     finish_reason = choice["finish_reason"] or finish_reason
@@ -53,3 +60,15 @@ async def stream_text(
         "first_token_s": first_s - started_s,
         "tokens_per_s": rate,
     }
+
+
+async def _watch_transfers(client: Client, bar: Shown) -> None:
+    """Until the first token: which devices still wait for weights, and how far they are."""
+    with suppress(PotluckError):  # the answer itself says what is wrong
+        while True:
+            transfers = (await client.get("/potluck/transfers"))["transfers"]
+            done = sum(one["done_bytes"] for one in transfers)
+            wanted = sum(one["wanted_bytes"] for one in transfers)
+            names = ", ".join(sorted({one["device"] for one in transfers}))
+            bar.show(f"weights for {names}" if names else "planning and loading", done, wanted)
+            await asyncio.sleep(WATCH_INTERVAL_S)

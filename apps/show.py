@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["escape", "joined", "layers_text", "plan", "status", "waiting"]
+__all__ = ["escape", "joined", "layers_text", "loaded", "models", "plan", "status", "waiting"]
 
 HEALTH_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
 
@@ -89,6 +89,57 @@ def plan(out: Console, body: dict[str, Any]) -> None:
     if body["not_shown"]:
         out.print(f"[dim]and {body['not_shown']} more[/]")
     out.print(f"\n{escape(body['chosen']['reason'])}")
+
+
+def models(out: Console, body: dict[str, Any]) -> None:
+    """Each model once, with the devices that have it."""
+    if not body["models"]:
+        out.print("No model is here yet: potluck pull gemma-3-270m, or the path of a GGUF file")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("model", "size", "id", "here", "on other devices"):
+        table.add_column(column)
+    for model in body["models"]:
+        where = {one["id"]: one for one in model["devices"]}
+        here = where.pop(body["device"], None)
+        table.add_row(
+            escape(model["name"]),
+            _megabytes(model["size_bytes"]),
+            model["model"][:8],
+            _part(here, model) if here else "-",
+            ", ".join(
+                f"{escape(one['device'])}{_part(one, model, whole='')}" for one in where.values()
+            )
+            or "-",
+        )
+    out.print(table)
+
+
+def _part(held: dict[str, Any], model: dict[str, Any], whole: str = "whole") -> str:
+    """How much of a model a device has."""
+    if held["have_bytes"] == model["size_bytes"]:
+        return whole
+    share = f"{held['have_bytes'] / model['size_bytes']:.0%}"
+    return share if whole else f" ({share})"
+
+
+def loaded(out: Console, body: dict[str, Any]) -> None:
+    """What each device holds in memory."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("device", "model", "layers", "head", "memory", "may use", "conversations"):
+        table.add_column(column)
+    for one in body["devices"]:
+        layers = one["layers"]
+        table.add_row(
+            escape(one["device"]),
+            escape(one["model"]) or "-",
+            layers_text([layers[0], layers[-1] + 1] if layers else None),
+            "yes" if one["head"] else "-",
+            _megabytes(one["size_bytes"]),
+            _megabytes(one["limit_bytes"]),
+            str(one["conversations"]),
+        )
+    out.print(table)
 
 
 def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:

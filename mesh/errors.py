@@ -20,6 +20,10 @@ PotluckError
     BadModelFile        truncated, corrupt, or not a GGUF file
     UnsupportedModel    a tensor type or an architecture we do not have
     ModelNotFound       no device, or not this one, has the model
+    ModelInUse          the model cannot be removed or replaced while it runs
+    WeightsMissing      pieces of a model that no device here can give now
+    DiskFull            the disk took no more; what is there is kept
+    PullFailed          a model could not be brought from where it was to come from
   SessionError
     BadPrompt           the prompt holds what no model can read
     PromptTooLong       the prompt does not fit the context
@@ -114,6 +118,22 @@ class UnsupportedModel(ModelError):
 
 class ModelNotFound(ModelError):
     """No device, or not this one, has the model."""
+
+
+class ModelInUse(ModelError):
+    """The model cannot be removed or replaced while it runs, or is being fetched."""
+
+
+class WeightsMissing(ModelError):
+    """Pieces of a model that no device here can give now; they may come back with a device."""
+
+
+class DiskFull(ModelError):
+    """The disk took no more; what has come so far is kept, and goes on from there."""
+
+
+class PullFailed(ModelError):
+    """A model could not be brought from where it was to come from."""
 
 
 class SessionError(PotluckError):

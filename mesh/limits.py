@@ -50,6 +50,20 @@ REDIAL_MAX_S: Final = 5.0  # for a peer still alive by its control link but not 
 MAX_PROBE_BYTES: Final = 2 * MIB  # 134 ms at 125 Mbit/s: enough to leave TCP's slow start behind
 PROBE_BUDGET_S: Final = 1.0  # a slow link sends fewer probe bytes rather than take longer
 
+# --- pieces of models ----------------------------------------------------------------------------
+MAX_PIECE_BYTES: Final = 256 * KIB  # one message; 17 ms at 125 Mbit/s, 0.2 ms to hash
+MAX_REFUSAL_BYTES: Final = 512  # why a piece is not given
+MAX_PIECES: Final = 1 << 22  # of one model: 1 TiB at full size
+MAX_MANIFEST_BYTES: Final = 160 * MIB  # 36 bytes a piece, and what comes before them
+MAX_MODEL_FILES: Final = 512  # the largest models come in some 200
+PIECE_WINDOW_S: Final = 0.25  # of sending is asked for ahead: enough that a link never waits
+MIN_WINDOW_BYTES: Final = 512 * KIB  # asked of a source whose speed is not known yet
+MAX_WINDOW_BYTES: Final = 4 * MIB  # 34 ms at 1 Gbit/s; what is lost when a source vanishes
+MAX_PIECES_ASKED: Final = 64  # of one source at once, however small
+MAX_PIECE_SOURCES: Final = 8  # at once, for one model; more only fight for the same link
+PIECE_STALL_S: Final = 3.0  # nothing came of a source for so long: its pieces are others' to bring
+MAX_DAMAGED_PIECES: Final = 3  # of one source in one transfer; then it is asked for nothing more
+
 # --- discovery -----------------------------------------------------------------------------------
 INTERFACE_POLL_S: Final = 2.0  # how soon a cable back in is announced; one file read per interface
 MAX_HINTS_PER_CANDIDATE: Final = 4  # addresses tried of one announced device

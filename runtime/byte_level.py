@@ -25,6 +25,7 @@ class WordRule:
     whole_words: bool = False  # a word that is a token is taken as it is, whatever the merges say
     compose: bool = False  # letters and accents are put together first (NFC)
     adds_bos: bool = False  # where the file does not say
+    before: tuple[str, ...] = ()  # cuts made before that: each match, and what is between
 
 
 _CONTRACTIONS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -51,7 +52,10 @@ class ByteLevel:
         self._vocabulary = vocabulary
         self._rule = rule
         self._ranks = {pair: index for index, pair in enumerate(vocabulary.merges())}
-        self._cut = pre_tokenizers.Split(Regex(rule.pattern), behavior="isolated")
+        cuts = (Regex(pattern) for pattern in (*rule.before, rule.pattern))
+        self._cut = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(cut, behavior="isolated") for cut in cuts]
+        )
         if missing := [byte for byte, letter in LETTERS.items() if letter not in vocabulary.ids]:
             raise BadModelFile(
                 f"the vocabulary lacks the bytes {missing[:5]}; take a complete GGUF file"

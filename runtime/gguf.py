@@ -29,6 +29,7 @@ MAX_DIMS: Final = 4
 MIN_TENSOR_INFO_BYTES: Final = 8 + 4 + 8 + 4 + 8
 MIN_METADATA_BYTES: Final = 8 + 4 + 1
 FINGERPRINT_SAMPLE_BYTES: Final = 4096
+COPY_BYTES: Final = 1 << 23  # of a file's pages at once
 
 
 class GGMLType(IntEnum):
@@ -78,6 +79,19 @@ class TensorInfo:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes [offset, offset + size_bytes) of one of a model's files, by its name."""
+
+    file: str
+    offset: int
+    size_bytes: int
+
+    def start(self, size_bytes: int) -> FileRange:
+        """The first of its bytes."""
+        return FileRange(self.file, self.offset, min(self.size_bytes, size_bytes))
+
+
 class GGUFFile:
     """An open GGUF file. Opening reads the header only; `raw` touches only the tensor asked for."""
 
@@ -96,6 +110,7 @@ class GGUFFile:
         self.tensors = tensors
         self.header_bytes = header_bytes  # everything before the tensors, padding included
         self.size_bytes = len(mapped)
+        self.unreadable: Mapping[str, str] = {}  # a tensor of another type is refused when opened
         self._mapped: mmap.mmap | None = mapped
 
     @classmethod
@@ -116,6 +131,7 @@ class GGUFFile:
         tensors = [_read_tensor(reader) for _ in range(tensor_count)]
         header_bytes = -(-reader.position // alignment) * alignment
         placed = _placed(tensors, header_bytes, alignment, reader)
+        _forget(mapped)
         return cls(path, version, metadata, placed, header_bytes, mapped)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
@@ -130,9 +146,50 @@ class GGUFFile:
         assert self._mapped is not None, "the file is closed"
         return np.frombuffer(self._mapped, np.uint8, count=size_bytes, offset=offset)
 
+    def range_of(self, name: str) -> FileRange:
+        """Where that tensor lies. Raises KeyError for one that is not there."""
+        info = self.tensors[name]
+        return FileRange(self.path.name, info.offset, info.size_bytes)
+
+    def files(self) -> dict[str, int]:
+        """The file's name, and its size in bytes."""
+        return {self.path.name: self.size_bytes}
+
+    def header_ranges(self) -> list[FileRange]:
+        """What must be there for the file to open, and to be known by its fingerprint."""
+        samples = [self.range_of(name).start(FINGERPRINT_SAMPLE_BYTES) for name in self.tensors]
+        return [FileRange(self.path.name, 0, self.header_bytes), *samples]
+
+    def fingerprint(self) -> ModelId:
+        return fingerprint(self)
+
+    def copy(self, name: str) -> npt.NDArray[np.uint8]:
+        """That tensor's bytes in memory of their own. Raises BadModelFile."""
+        self.raw(name)
+        assert self._mapped is not None, "the file is open, or `raw` would have said so"
+        return copied(self._mapped, self.tensors[name].offset, self.tensors[name].size_bytes)
+
     def close(self) -> None:
         """Lets go of the file; views handed out before stay valid and keep it mapped."""
         self._mapped = None
+
+
+def copied(mapped: mmap.mmap, offset: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+    """Bytes of a mapped file; its pages are let go of on the way, so that no byte is held twice."""
+    out = np.empty(size_bytes, np.uint8)
+    for start in range(0, size_bytes, COPY_BYTES):
+        part = out[start : start + COPY_BYTES]
+        part[:] = np.frombuffer(mapped, np.uint8, count=len(part), offset=offset + start)
+        _forget(mapped)
+    return out
+
+
+def _forget(mapped: mmap.mmap) -> None:
+    """What was read leaves this process's memory, where the system can be told; it stays in the
+    system's cache.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def fingerprint(file: GGUFFile) -> ModelId:

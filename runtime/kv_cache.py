@@ -40,6 +40,11 @@ class LayerCache:
         """What is allocated, used or not."""
         return self._keys.nbytes + self._values.nbytes
 
+    def reaches(self, position: int) -> bool:
+        """Whether a token at `position` would find all that it sees: before it and not dropped."""
+        oldest = 0 if self.window is None else max(0, position - self.window + 1)
+        return position <= self.end and self.first <= oldest
+
     def truncate(self, position: int) -> None:
         """Forgets everything at and after `position`; a position not yet reached changes nothing.
 
@@ -47,7 +52,7 @@ class LayerCache:
         """
         if position >= self.end:
             return
-        if self.window is not None and self.first > max(0, position - self.window + 1):
+        if not self.reaches(position):
             raise GenerationFailed(
                 f"the cache cannot go back from token {self.end} to {position}: with a window of "
                 f"{self.window} it rewinds {REWIND_TOKENS} tokens or one step; replay the session"
@@ -61,7 +66,7 @@ class LayerCache:
         append, and the position of the first. Raises GenerationFailed for a gap or a full context.
         """
         count = keys.shape[1]
-        self._check(position, count)
+        self.check(position, count)
         self._make_room(count)
         start = position - self.first
         self._keys[:, start : start + count] = keys
@@ -71,7 +76,8 @@ class LayerCache:
         visible = slice(seen - self.first, self.end - self.first)
         return self._keys[:, visible], self._values[:, visible], seen
 
-    def _check(self, position: int, count: int) -> None:
+    def check(self, position: int, count: int) -> None:
+        """Raises GenerationFailed unless `count` tokens can be added at `position`."""
         if position != self.end:
             raise GenerationFailed(
                 f"expected the token at position {self.end}, got {position}; replay the session"
@@ -111,6 +117,7 @@ class SessionCache:
 
     def __init__(self, spec: DecoderSpec, span: Span, context: int) -> None:
         """`context` bounds the session; it may be less than the model's."""
+        self._spec_context = spec.context
         self.layers = [
             LayerCache(spec.kv_heads, spec.head_dim, layer.window, min(context, spec.context))
             for layer in spec.layers[span.first : span.last]
@@ -119,6 +126,20 @@ class SessionCache:
     @property
     def size_bytes(self) -> int:
         return sum(layer.size_bytes for layer in self.layers)
+
+    @property
+    def end(self) -> int:
+        """The position of the next token."""
+        return self.layers[0].end if self.layers else 0
+
+    def limit(self, context: int) -> None:
+        """Bounds the session that goes on with these caches."""
+        for layer in self.layers:
+            layer.context = min(context, self._spec_context)
+
+    def reaches(self, position: int) -> bool:
+        """Whether the session can go on at `position`."""
+        return all(layer.reaches(position) for layer in self.layers)
 
     def truncate(self, position: int) -> None:
         """Forgets everything at and after `position` in each layer; see LayerCache.truncate."""

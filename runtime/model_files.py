@@ -28,13 +28,18 @@ def has_default_model() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
+def default_path(folder: Path) -> Path:
+    """Where the default model lies once it has been put together."""
+    return folder / DEFAULT_FILE
+
+
 def default_model(folder: Path) -> Path:
     """Gemma 3 270M in `folder`, put together from its package (and verified) the first time.
 
     Several processes may ask at once: each assembles a file of its own and renames it into place.
     Raises ModelNotFound when the package is not installed, ModelError when the disk refuses.
     """
-    path = folder / DEFAULT_FILE
+    path = default_path(folder)
     if path.is_file():
         return path
     try:

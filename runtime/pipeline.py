@@ -1,7 +1,8 @@
 """The pipeline on this device: frames in, steps through the worker, frames out.
 
 One pipeline serves every conversation under the plan in force. A step reads downwards: receive its
-tiles, compute it, send what comes out to the next stage or, from the last one, to the owner.
+tiles, compute it, in turns with those of others, send what comes out to the next stage or, from the
+last one, to the owner.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,14 +20,14 @@ from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan
 from runtime.assembly import Assembly, Expected
+from runtime.history import History
 from runtime.outbox import Outbox
 from runtime.session_messages import OpenSession, StepFailed
-from runtime.stage import Stage
+from runtime.stage import Slice, Stage
+from runtime.turns import MAX_STEP_ROWS, Pace, Waiting, next_turn
 from runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
-
-MAX_STEP_ROWS = 512  # tokens in one step; a longer prompt comes in several
 
 Report = Callable[[PeerId, StepFailed], None]
 
@@ -68,14 +69,6 @@ class Post:
         return Expected(Kind.HIDDEN, DType.FLOAT32, width, MAX_STEP_ROWS, opened.context)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A whole step, waiting for the worker."""
-
-    header: FrameHeader
-    rows: torch.Tensor  # [S, width]
-
-
 class Pipeline:
     """This device's stage at work. Everything but the compute runs in the event loop."""
 
@@ -86,7 +79,9 @@ class Pipeline:
         self._outbox = outbox
         self._report = report
         self._post: Post | None = None
-        self._steps: asyncio.Queue[_Step] = asyncio.Queue()
+        self._waiting: list[Waiting] = []  # whole steps, the oldest first
+        self._more = asyncio.Event()
+        self._pace = Pace()
 
     @property
     def conversations(self) -> int:
@@ -96,7 +91,10 @@ class Pipeline:
     async def run(self) -> None:
         """Computes until cancelled."""
         while True:
-            await self._compute(await self._steps.get())
+            await self._more.wait()
+            await self._turn()
+            if not self._waiting:
+                self._more.clear()
 
     def install(self, post: Post | None) -> None:
         """Puts a plan in force; the old plan's conversations are gone, their owners replay."""
@@ -104,8 +102,8 @@ class Pipeline:
 
     # --- conversations ----------------------------------------------------------------------------
 
-    def open(self, request: OpenSession) -> None:
-        """Makes room for a conversation.
+    def open(self, request: OpenSession) -> int:
+        """Makes room for a conversation; returns how many of its tokens are known here already.
 
         Raises StaleEpoch for another plan than the one in force, Busy when every place is taken,
         ProtocolError when the conversation is longer than the plan allows.
@@ -122,16 +120,25 @@ class Pipeline:
             )
         if request.context > capacity.context:
             raise ProtocolError(f"the plan has room for {capacity.context} tokens a conversation")
-        post.stage.open(request.session, request.sampling, request.context)
+        history = History.unpack(request.history) if request.sampling.needs_history else None
+        held = post.stage.open(
+            request.session,
+            request.sampling,
+            request.context,
+            prefix=request.prefix,
+            history=history,
+            places=capacity.sessions,
+        )
         post.conversations[request.session] = Conversation(request)
+        return held
 
-    def close(self, session: SessionId, owner: PeerId) -> None:
-        """Frees a conversation's caches; one that is not here, or another's, stays as it is."""
+    def close(self, session: SessionId, owner: PeerId, prefix: bytes = b"") -> None:
+        """Frees a conversation's place; one that is not here, or another's, stays as it is."""
         post = self._post
         conversation = post.conversations.get(session) if post else None
         if post is not None and conversation is not None and conversation.opened.owner == owner:
             del post.conversations[session]
-            post.stage.close(session)
+            post.stage.close(session, prefix)
 
     def forget(self, peer: PeerId) -> None:
         """A device is gone, and its conversations with it."""
@@ -171,7 +178,8 @@ class Pipeline:
         if conversation.assembly is None or header.row == 0:
             conversation.assembly = Assembly(header)
         if conversation.assembly.add(frame):
-            self._steps.put_nowait(_Step(header, conversation.assembly.rows))
+            self._waiting.append(Waiting(header, conversation.assembly.rows))
+            self._more.set()
             conversation.assembly = None
 
     def on_lost(self, header: FrameHeader, reason: str) -> None:
@@ -182,34 +190,70 @@ class Pipeline:
 
     # --- compute and send -------------------------------------------------------------------------
 
-    async def _compute(self, step: _Step) -> None:
-        header, post = step.header, self._post
-        if post is None or post.plan.plan_id != header.plan:
-            self.refused["stale epoch or plan"] += 1
+    async def _turn(self) -> None:
+        """One turn of the worker, for as many conversations as wait."""
+        post = self._post
+        self._waiting = [step for step in self._waiting if self._is_wanted(post, step)]
+        if post is None or not self._waiting:
             return
-        conversation = post.conversations.get(header.session)
-        if conversation is None:
-            self.refused["closed conversation"] += 1
-            return
-        opened = conversation.opened
+        alone = len(post.conversations) == 1
+        turn = next_turn(self._waiting, alone, self._pace.slice_rows)
         try:
-            out = await self._worker.run(
-                post.stage.step, header.session, header.position, step.rows, header.choose
-            )
-        except PotluckError as error:
-            self._fail(opened, str(error))
-            return
-        except Exception as error:  # exhausted memory, a bad operand, a bug: of one step only
-            # The step failed, the stage lives on, and the owner decides whether to try again.
-            _log.exception("a step at %d failed", header.position)
-            self._fail(opened, f"{type(error).__name__}: {error}")
-            return
-        if post.is_last:
-            self._answer(post, opened, header, out)
+            await self._compute(post, turn)
+        except Exception as error:
+            if len(turn) == 1:
+                self._give_up(post, turn[0][0], error)
+                return
+            for one in turn:  # which of them it was shows when each is alone
+                try:
+                    await self._compute(post, [one])
+                except Exception as error_of_one:
+                    self._give_up(post, one[0], error_of_one)
+
+    async def _compute(self, post: Post, turn: Sequence[tuple[Waiting, int]]) -> None:
+        slices = [_slice(step, rows) for step, rows in turn]
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        outs = await self._worker.run(post.stage.turn, slices)
+        self._pace.note(sum(rows for _, rows in turn), loop.time() - started_s)
+        for (step, rows), out in zip(turn, outs, strict=True):
+            step.done += rows
+            if not step.left:
+                self._waiting.remove(step)
+                self._finish(post, step, out)
+            elif out is not None:
+                step.outs.append(out)
+
+    def _finish(self, post: Post, step: Waiting, out: torch.Tensor | None) -> None:
+        """All rows are computed: on to the next stage, or the answer to the owner."""
+        conversation = post.conversations.get(step.header.session)
+        if conversation is None or self._post is not post:
+            self.refused["closed conversation"] += 1
+        elif post.is_last:
+            self._answer(post, conversation.opened, step.header, out)
         elif out is not None:
-            self._outbox.post(
-                post.downstream(opened), _whole(header, Kind.HIDDEN, DType.FLOAT32, out), out
-            )
+            whole = torch.cat([*step.outs, out]) if step.outs else out
+            header = _whole(step.header, Kind.HIDDEN, DType.FLOAT32, whole)
+            self._outbox.post(post.downstream(conversation.opened), header, whole)
+
+    def _give_up(self, post: Post, step: Waiting, error: Exception) -> None:
+        """The step failed, the stage lives on, and the owner decides whether to try again."""
+        self._waiting.remove(step)
+        if not isinstance(error, PotluckError):  # exhausted memory, a bad operand, a bug
+            _log.error("a step at %d failed", step.header.position, exc_info=error)
+        conversation = post.conversations.get(step.header.session)
+        if conversation is not None:
+            words = str(error) if isinstance(error, PotluckError) else repr(error)
+            self._fail(conversation.opened, words)
+
+    def _is_wanted(self, post: Post | None, step: Waiting) -> bool:
+        if post is None or post.plan.plan_id != step.header.plan:
+            self.refused["stale epoch or plan"] += 1
+            return False
+        if step.header.session not in post.conversations:
+            self.refused["closed conversation"] += 1
+            return False
+        return True
 
     def _answer(
         self, post: Post, opened: OpenSession, header: FrameHeader, chosen: torch.Tensor | None
@@ -220,6 +264,16 @@ class Pipeline:
 
     def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
         self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
+
+
+def _slice(step: Waiting, rows: int) -> Slice:
+    last = step.done + rows
+    return Slice(
+        step.header.session,
+        step.header.position + step.done,
+        step.rows[step.done : last],
+        choose=step.header.choose and last == len(step.rows),
+    )
 
 
 def _whole(header: FrameHeader, kind: Kind, dtype: DType, out: torch.Tensor) -> FrameHeader:

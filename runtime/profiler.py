@@ -20,13 +20,16 @@ import torch
 from planner.plan import Span
 from planner.profile import Curve
 from runtime.kv_cache import SessionCache
-from runtime.models.block import Block
+from runtime.models.block import Block, Run
 from runtime.weights import Checkpoint
 
 TOKEN_COUNTS = (1, 16, 64, 256, 512)
 REPEATS = 3
+BUDGET_S = 0.1  # of repeating, for one token count: a device that joins is waited for
+FEW_TOKENS = 16  # up to here a layer is bound by reading its weights; beyond, by arithmetic
+FEW_LAYERS = 2  # are enough then, for they need not be too many for the processor's cache
 CACHE_BYTES = 128 * 1024 * 1024  # more than the caches of any processor in a home
-MEASURE_VERSION = 2  # raise when the compute path changes, so that old figures are not believed
+MEASURE_VERSION = 3  # raise when the compute path changes, so that old figures are not believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,15 @@ def measure(checkpoint: Checkpoint) -> Measured:
     count = max(1, min(len(layers), -(-CACHE_BYTES // max(1, layers[0].weight_bytes))))
     blocks = [checkpoint.load_layer(index) for index in range(count)]
     counts = [tokens for tokens in TOKEN_COUNTS if tokens <= checkpoint.spec.context]
-    points = tuple((tokens, _layer_seconds(checkpoint, blocks, tokens)) for tokens in counts)
+    points = tuple(
+        (tokens, _layer_seconds(checkpoint, blocks[: _layers_for(tokens)], tokens))
+        for tokens in counts
+    )
     return Measured(Curve(points), _head_seconds(checkpoint))
+
+
+def _layers_for(tokens: int) -> int | None:
+    return None if tokens <= FEW_TOKENS else FEW_LAYERS
 
 
 def stored(checkpoint: Checkpoint, folder: Path, threads: int) -> Measured | None:
@@ -84,12 +94,14 @@ def _layer_seconds(checkpoint: Checkpoint, blocks: list[Block], tokens: int) -> 
     """The mean over the blocks; the median over the repeats."""
     hidden = torch.randn(tokens, checkpoint.spec.hidden_size)  # [S, D]
     span = Span(0, len(blocks))
-    times = []
-    for _ in range(REPEATS + 1):  # the first warms memory up
+    times: list[float] = []
+    while len(times) <= REPEATS:  # the first warms memory up
+        if len(times) > 1 and sum(times) * len(blocks) > BUDGET_S:
+            break
         caches = SessionCache(checkpoint.spec, span, checkpoint.spec.context).layers
         started_s = time.perf_counter()
         for block, cache in zip(blocks, caches, strict=True):
-            block.forward(hidden, 0, cache)
+            block(hidden, (Run(0, tokens, 0, cache),))
         times.append((time.perf_counter() - started_s) / len(blocks))
     return median(times[1:])
 
@@ -99,12 +111,12 @@ def _head_seconds(checkpoint: Checkpoint) -> float:
     """A matrix-vector product over part of the vocabulary, scaled: the head is bound by memory."""
     spec = checkpoint.spec
     rows = min(CACHE_BYTES // (4 * spec.hidden_size), spec.vocabulary)
-    weight = torch.randn(rows, spec.hidden_size)
+    head = checkpoint.head_rows(rows)
     hidden = torch.randn(1, spec.hidden_size)
     times = []
     for _ in range(REPEATS + 1):
         started_s = time.perf_counter()
-        int(torch.argmax(hidden @ weight.T))
+        int(torch.argmax(head(hidden)))
         times.append(time.perf_counter() - started_s)
     return median(times[1:]) * spec.vocabulary / rows
 
@@ -114,4 +126,4 @@ def _machine() -> str:
 
 
 def _path(checkpoint: Checkpoint, folder: Path, threads: int) -> Path:
-    return folder / f"{checkpoint.model_id[:16]}-{threads}.json"
+    return folder / f"{checkpoint.model_id[:16]}-{checkpoint.precision}-{threads}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from runtime.bpe import merge
@@ -16,8 +17,12 @@ MAX_WORD_CHARS: Final = 32  # longer ones seldom come again
 class SentencePiece:
     """Text to ids and ids to bytes, where no special token is in the text any more."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, merges: Sequence[str] | None = None) -> None:
+        """`merges` are pairs as "left right", the first first, of a vocabulary without scores."""
         self._vocabulary = vocabulary
+        self._merges: dict[str, float] | None = None
+        if merges is not None:
+            self._merges = {pair: float(index) for index, pair in enumerate(merges)}
         self._ids = vocabulary.ids
         self._ranks = [
             -score if kind == TokenType.NORMAL else None
@@ -64,6 +69,8 @@ class SentencePiece:
         return ids + [self._ids[part] for part in merge(run, self._rank)]
 
     def _rank(self, left: str, right: str) -> float | None:
+        if self._merges is not None:
+            return self._merges.get(f"{left} {right}")
         token_id = self._ids.get(left + right)
         return None if token_id is None else self._ranks[token_id]
 

@@ -16,10 +16,13 @@ from typing import Protocol
 from mesh.errors import Busy, GenerationFailed, MeshError, PotluckError, PromptTooLong
 from mesh.ids import PeerId, SessionId
 from planner.plan import Plan
-from runtime.pipeline import MAX_STEP_ROWS
+from runtime.chosen import Chosen
+from runtime.history import History
+from runtime.prefix import chain
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease, Steps
+from runtime.turns import MAX_STEP_ROWS
 
 # Replays without one new token in between: each waits for a new plan and longer than the one
 # before, so these many mean that for about half a minute the home did not settle down.
@@ -40,11 +43,14 @@ class Road(Protocol):
     async def plan(self) -> Plan:
         """The plan in force for this model; waits for one. Raises PlanError when none can be."""
 
-    async def open(self, plan: Plan, request: OpenSession) -> None:
-        """Makes room on every stage. Raises Busy, StaleEpoch or LinkClosed."""
+    async def open(self, plan: Plan, request: OpenSession) -> int:
+        """Makes room on every stage. Raises Busy, StaleEpoch or LinkClosed.
 
-    async def close(self, plan: Plan, session: SessionId) -> None:
-        """Frees what `open` took; never raises."""
+        Returns how many of the tokens that `request.prefix` names every stage has already.
+        """
+
+    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
+        """Frees what `open` took, which holds the tokens that `prefix` names; never raises."""
 
     def paused(self, session: Session, reason: str) -> None:
         """The stream pauses: all tokens so far will be computed again."""
@@ -103,8 +109,9 @@ class Session:
     replays: int = 0
     finish_reason: str | None = None
     _paused: bool = False
+    _settled: bool = False  # the last step that was sent has been answered
 
-    async def tokens(self) -> AsyncGenerator[int, None]:
+    async def tokens(self) -> AsyncGenerator[Chosen, None]:
         """The tokens as they come; `finish_reason` is set at the end ("stop" or "length").
 
         Raises PromptTooLong, Busy, PlanError, and GenerationFailed when replaying does not help.
@@ -116,8 +123,8 @@ class Session:
             self.session_id = SessionId.new()
             try:
                 with self.steps.lease(plan, self.session_id) as lease:
-                    await self._open(plan)
-                    async for token in self._under(lease):
+                    held = await self._open(plan)
+                    async for token in self._under(lease, held):
                         rounds = Rounds()
                         yield token
             except (GenerationFailed, MeshError, Busy) as error:
@@ -126,11 +133,12 @@ class Session:
                 self._pause(str(error))
                 rounds = rounds.after(error)
             finally:
-                await self.road.close(plan, self.session_id)
+                await self.road.close(plan, self.session_id, self._left_behind())
             if self._paused:
                 await asyncio.sleep(rounds.pause_s)
 
-    async def _open(self, plan: Plan) -> None:
+    async def _open(self, plan: Plan) -> int:
+        """Returns how many tokens need not be sent, since every stage has them."""
         context, prompt = plan.capacity.context, len(self.wanted.prompt)
         if prompt >= context:
             raise PromptTooLong(
@@ -142,34 +150,51 @@ class Session:
                 f"the conversation has {prompt + len(self.generated)} tokens, "
                 f"and the devices that are left hold only {context}; bring one back, or ask again"
             )
-        request = OpenSession(
-            plan.epoch, plan.plan_id, self.session_id, self.me, self.wanted.sampling, context
-        )
-        await self.road.open(plan, request)
-
-    async def _under(self, lease: Lease) -> AsyncGenerator[int, None]:
-        """Prefill with all there is, then one token a step, until the end or an error."""
         known = self.wanted.prompt + self.generated
-        token = await self._prefill(lease, known)
+        sampling = self.wanted.sampling
+        history = History(self.wanted.prompt, self.generated) if sampling.needs_history else None
+        request = OpenSession(
+            plan.epoch,
+            plan.plan_id,
+            self.session_id,
+            self.me,
+            sampling,
+            context,
+            history=history.pack() if history else b"",
+            prefix=chain(known[:-1]),  # the last one is sent at any rate: a choice follows it
+        )
+        return await self.road.open(plan, request)
+
+    def _left_behind(self) -> bytes:
+        """The chain of what the stages hold, where no step is under way; else nothing."""
+        if not self._settled:
+            return b""
+        return chain((self.wanted.prompt + self.generated)[:-1])
+
+    async def _under(self, lease: Lease, held: int) -> AsyncGenerator[Chosen, None]:
+        """Prefill with all but the first `held` tokens, then one token a step, until the end."""
+        known = self.wanted.prompt + self.generated
+        token = await self._prefill(lease, known, held)
         position = len(known)  # where `token` goes next
         while True:
             self._resume()
-            if token in self.wanted.end_ids:
+            if token.token in self.wanted.end_ids:
                 self.finish_reason = "stop"
                 return
-            self.generated.append(token)
+            self.generated.append(token.token)
             full = position >= lease.plan.capacity.context
             if full or len(self.generated) >= self.wanted.max_new_tokens:
                 self.finish_reason = "length"
                 yield token
                 return
             yield token
-            token = await self._choose(self.steps.begin(lease, position, [token], choose=True))
+            answer = self.steps.begin(lease, position, [token.token], choose=True)
+            token = await self._choose(answer)
             position += 1
 
-    async def _prefill(self, lease: Lease, known: list[int]) -> int:
-        """Sends all tokens in chunks, a few of them under way at once so that no stage idles."""
-        starts = range(0, len(known), MAX_STEP_ROWS)
+    async def _prefill(self, lease: Lease, known: list[int], held: int) -> Chosen:
+        """Sends the tokens from `held` on, a few chunks at once so that no stage idles."""
+        starts = range(held, len(known), MAX_STEP_ROWS)
         window = len(lease.plan.stages) + 1
         under_way: deque[Answer] = deque()
         try:
@@ -186,18 +211,21 @@ class Session:
             for answer in under_way:
                 answer.cancel()
 
-    async def _choose(self, answer: Answer) -> int:
+    async def _choose(self, answer: Answer) -> Chosen:
         token = await self._answer(answer)
         if token is None:
             raise GenerationFailed("the last stage chose no token where one was asked for")
         return token
 
-    async def _answer(self, answer: Answer) -> int | None:
+    async def _answer(self, answer: Answer) -> Chosen | None:
+        self._settled = False
         try:
             async with asyncio.timeout(STEP_TIMEOUT_S):
-                return await answer
+                chosen = await answer
         except TimeoutError:
             raise GenerationFailed(f"a step had no answer within {STEP_TIMEOUT_S:.0f} s") from None
+        self._settled = True
+        return chosen
 
     def _pause(self, reason: str) -> None:
         if not self._paused:

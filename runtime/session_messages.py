@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mesh.errors import ProtocolError
 from mesh.ids import Epoch, PeerId, PlanId, SessionId
+from runtime.history import MAX_HISTORY_BYTES
+from runtime.prefix import DIGEST_BYTES, MAX_BLOCKS
 from runtime.sampling import Sampling
 
 OPEN_SESSION = "session.open"
@@ -14,7 +17,12 @@ STEP_FAILED = "session.step_failed"
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """From the owner to each stage: make room for a conversation of at most `context` tokens."""
+    """From the owner to each stage: make room for a conversation of at most `context` tokens.
+
+    Where a penalty is on, `history` is `History.pack()` of all tokens so far; else it is empty.
+    `prefix` is the chain (`runtime.prefix`) of the tokens that will come: what a stage has of them
+    need not be computed again. Raises ProtocolError for one that is larger than it can be.
+    """
 
     epoch: Epoch
     plan: PlanId
@@ -22,13 +30,29 @@ class OpenSession:
     owner: PeerId
     sampling: Sampling
     context: int
+    history: bytes = b""
+    prefix: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_chain(self.prefix)
+        if len(self.history) > MAX_HISTORY_BYTES:
+            raise ProtocolError(
+                f"a history has at most {MAX_HISTORY_BYTES} bytes; got {len(self.history)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class CloseSession:
-    """From the owner to each stage: the conversation's caches may go."""
+    """From the owner to each stage: the conversation's caches may go.
+
+    With a `prefix`, the chain of the tokens that they hold, a stage may keep them for another.
+    """
 
     session: SessionId
+    prefix: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_chain(self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +63,11 @@ class StepFailed:
     session: SessionId
     reason: str
     lost: bool  # the step is right, but the next device is gone: the plan is over
+
+
+def _check_chain(chain: bytes) -> None:
+    most = MAX_BLOCKS * DIGEST_BYTES
+    if len(chain) > most or len(chain) % DIGEST_BYTES:
+        raise ProtocolError(
+            f"a chain has at most {most} bytes, in digests of {DIGEST_BYTES}; got {len(chain)}"
+        )

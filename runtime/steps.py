@@ -13,10 +13,11 @@ from mesh.errors import GenerationFailed, MeshError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan
+from runtime.chosen import Chosen, from_payload
 from runtime.outbox import Outbox
 from runtime.session_messages import StepFailed
 
-Answer = asyncio.Future[int | None]
+Answer = asyncio.Future[Chosen | None]
 _Key = tuple[PlanId, SessionId, int]
 
 
@@ -62,7 +63,7 @@ class Steps:
     def begin(self, lease: Lease, position: int, tokens: list[int], *, choose: bool) -> Answer:
         """Starts one pass of `tokens` at `position`.. through all stages of the lease's plan.
 
-        The answer is the next token if `choose`, else None. It ends in the error that `interrupt`
+        The answer is what was chosen if `choose`, else None. It ends in the error that `interrupt`
         was called with when the plan is over, in GenerationFailed when a stage cannot do the step.
         """
         if lease.over is not None:
@@ -95,15 +96,15 @@ class Steps:
         Raises ProtocolError for an answer of a wrong shape, or from a device that gives none.
         """
         header = frame.header
-        if (header.dtype, header.rows, header.width) != (DType.INT32, 1, 1):
-            raise ProtocolError(f"{header.kind.name} is [1, 1] of INT32")
+        if (header.dtype, header.rows) != (DType.INT32, 1):
+            raise ProtocolError(f"{header.kind.name} is one row of INT32")
         step = self._under_way.get((header.plan, header.session, header.position))
         if step is None or step.answer.done():
             return False
         if peer != step.last_stage:
             raise ProtocolError(f"{peer.short} chooses no tokens in this plan")
-        chosen = int.from_bytes(frame.payload, "little", signed=True)
-        step.answer.set_result(chosen if header.kind == Kind.CHOSEN else None)
+        chosen = header.kind == Kind.CHOSEN
+        step.answer.set_result(from_payload(frame.payload, header.width) if chosen else None)
         return True
 
     def on_step_failed(self, failure: StepFailed) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from typing import Protocol
 
-from runtime.byte_level import WORD_RULES, ByteLevel
+from runtime.byte_level import WORD_RULES, ByteLevel, WordRule
 from runtime.gguf import GGUFFile
 from runtime.sentencepiece import SentencePiece
 from runtime.vocabulary import TokenType, Vocabulary
@@ -24,56 +25,95 @@ class Scheme(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
+class SpacePrefix(StrEnum):
+    """Where a space is put in front of a run of text, that is of what stands between marks."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    UNLESS_THERE = "unless_there"  # not in front of a run that begins with one
+    FIRST = "first"  # as the one before, at the very beginning of the whole text only
+
+
 class Tokenizer:
     """Thread-safe. Made from the file's metadata in a fraction of a second; nothing is cached."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Raises UnsupportedModel for a kind of tokenizer that we do not have."""
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        rule: WordRule | None = None,
+        prefix: SpacePrefix | None = None,
+    ) -> None:
+        """`rule` and `prefix` are for a vocabulary whose file says more than a GGUF file does.
+
+        Raises UnsupportedModel for a kind of tokenizer that we do not have.
+        """
         self.vocabulary = vocabulary
         self.end_ids = vocabulary.end_ids  # tokens that end a generation
         self._scheme: Scheme
         if vocabulary.name("model", "", ("llama", "gpt2")) == "llama":
-            self._scheme = SentencePiece(vocabulary)
+            by_merges = vocabulary.has("merges") and not vocabulary.has("scores")
+            merges = vocabulary.merges() if by_merges else None
+            self._scheme = SentencePiece(vocabulary, merges)
             self._adds_bos = vocabulary.flag("add_bos_token", True)
-            self._space_prefix = vocabulary.flag("add_space_prefix", True)
+            added = vocabulary.flag("add_space_prefix", True)
+            self._prefix = prefix or (SpacePrefix.ALWAYS if added else SpacePrefix.NEVER)
+            self._strips_prefix = self._prefix is not SpacePrefix.NEVER
         else:
-            rule = WORD_RULES[vocabulary.name("pre", "gpt-2", tuple(WORD_RULES))]
+            rule = rule or WORD_RULES[vocabulary.name("pre", "gpt-2", tuple(WORD_RULES))]
             self._scheme = ByteLevel(vocabulary, rule)
             self._adds_bos = vocabulary.flag("add_bos_token", rule.adds_bos)
-            self._space_prefix = False
+            self._prefix = prefix or SpacePrefix.NEVER
+            self._strips_prefix = False
         self._plain_marks = self._marks(TokenType.USER_DEFINED)
         self._all_marks = self._marks(TokenType.USER_DEFINED, TokenType.CONTROL)
+        self._control_marks = self._marks(TokenType.CONTROL)
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Tokenizer:
         """Raises BadModelFile or UnsupportedModel."""
         return cls(Vocabulary(file.metadata))
 
-    def encode(self, text: str, *, bos: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = True, parse_special: bool = True, shield: str = ""
+    ) -> list[int]:
         """Token ids, with the beginning of sequence in front where the file wants it.
 
         With `parse_special` False, text like "<end_of_turn>" stays text: for what a user wrote.
+        A control token with the letter `shield` in it stays text too, and the letter vanishes.
         """
         # Half a surrogate pair, which JSON can carry, is no letter: it becomes U+FFFD.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        text = self._scheme.written(text)
-        prefix = " " if self._space_prefix else ""
         ids: list[int] = []
-        for part in (self._all_marks if parse_special else self._plain_marks).split(text):
+        parts = self._split(self._scheme.written(text), parse_special, shield)
+        for index, part in enumerate(parts):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._scheme.encode(prefix + part)
+                ids += self._scheme.encode(self._prefixed(part, is_first=index == 0))
         bos_id = self.vocabulary.bos_id
         if bos and self._adds_bos and bos_id is not None and ids[:1] != [bos_id]:
             ids.insert(0, bos_id)
         return ids
 
+    def control_texts(self) -> frozenset[str]:
+        """What would become a control token, as `written` has it."""
+        return self._control_marks.texts
+
+    def written(self, text: str) -> str:
+        """The text as its special tokens are looked for, letter for letter."""
+        return self._scheme.written(text)
+
+    def control_ids(self, text: str) -> list[int]:
+        """The control tokens in a text, in their order."""
+        parts = self._control_marks.split(self._scheme.written(text))
+        return [part for part in parts if isinstance(part, int)]
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text, without control tokens. Raises GenerationFailed for an unknown id."""
         stream = TextStream(self)
         text = "".join(map(stream.push, token_ids)) + stream.finish()
-        return text.removeprefix(" ") if self._space_prefix else text
+        return text.removeprefix(" ") if self._strips_prefix else text
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token adds to the text, in UTF-8; nothing for a control token."""
@@ -85,6 +125,27 @@ class Tokenizer:
                 return "\N{REPLACEMENT CHARACTER}".encode()
             case _:
                 return self._scheme.token_bytes(token_id)
+
+    def _prefixed(self, run: str, *, is_first: bool) -> str:
+        match self._prefix:
+            case SpacePrefix.NEVER:
+                return run
+            case SpacePrefix.ALWAYS:
+                return " " + run
+            case SpacePrefix.UNLESS_THERE:
+                return run if run.startswith(" ") else " " + run
+            case SpacePrefix.FIRST:
+                return " " + run if is_first and not run.startswith(" ") else run
+
+    def _split(self, text: str, parse_special: bool, shield: str) -> Iterator[str | int]:
+        if not shield:
+            yield from (self._all_marks if parse_special else self._plain_marks).split(text)
+            return
+        for part in self._control_marks.split(text) if parse_special else (text,):
+            if isinstance(part, int):
+                yield part
+            else:
+                yield from self._plain_marks.split(part.replace(shield, ""))
 
     def _marks(self, *types: TokenType) -> _Marks:
         found = self.vocabulary.of_type(*types)
@@ -114,6 +175,7 @@ class _Marks:
 
     def __init__(self, marks: dict[str, int]) -> None:
         self._ids = marks
+        self.texts = frozenset(marks)
         self._lengths: dict[str, list[int]] = {}  # by first letter, the longest first
         for text in marks:
             self._lengths.setdefault(text[0], []).append(len(text))

@@ -11,7 +11,14 @@ import numpy as np
 from mesh.errors import BadModelFile, GenerationFailed, UnsupportedModel
 
 # How chat models end a turn. A file names one end only, and often the one of the base model.
-END_OF_TURN_TEXTS: Final = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
+END_OF_TURN_TEXTS: Final = (
+    *("<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>"),
+    *("<|return|>", "<|call|>", "<|end_of_turn|>", "<end_of_utterance>", "<|END_OF_TURN_TOKEN|>"),
+    *("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "[EOT]", "<EOT>"),
+)
+# Where both of these are there, "<|end|>" ends one part of an answer and not the answer.
+ANSWER_ENDS: Final = ("<|return|>", "<|call|>")
+MAX_END_IDS: Final = 64  # a file that names more has taken something else for an end
 
 
 class TokenType(IntEnum):
@@ -39,13 +46,22 @@ class Vocabulary:
         self.ids = {text: token_id for token_id, text in enumerate(self.texts)}
         self.bos_id = self._special_id("bos_token_id")
         self.unknown_id = self._special_id("unknown_token_id")
-        named = (self._special_id(key) for key in ("eos_token_id", "eot_token_id", "eom_token_id"))
-        by_text = (self.ids.get(text) for text in END_OF_TURN_TEXTS)
-        turn_ends = (i for i in by_text if i is not None and self.types[i] == TokenType.CONTROL)
-        self.end_ids = frozenset(i for i in (*named, *turn_ends) if i is not None)
+        self.eos_id = self._special_id("eos_token_id")
+        self.end_ids = self._end_ids()
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def text_of(self, token_id: int | None) -> str:
+        """The token as the file writes it; nothing for none."""
+        return "" if token_id is None else self.texts[token_id]
+
+    def is_control(self, text: str) -> bool:
+        token_id = self.ids.get(text)
+        return token_id is not None and self.types[token_id] == TokenType.CONTROL
+
+    def has(self, key: str) -> bool:
+        return f"tokenizer.ggml.{key}" in self._metadata
 
     def scores(self) -> list[float]:
         """One a token; all 0 where the file has none."""
@@ -97,10 +113,27 @@ class Vocabulary:
             raise BadModelFile(f"tokenizer.ggml.{key} does not hold one number for each token")
         return numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
 
+    def _end_ids(self) -> frozenset[int]:
+        """What the file names as an end, one or (`eos_token_ids`) several, and what is known as
+        the end of a turn by its text.
+        """
+        named = [self._special_id(key) for key in ("eot_token_id", "eom_token_id")]
+        several = self._metadata.get("tokenizer.ggml.eos_token_ids", ())
+        if not isinstance(several, Sequence | np.ndarray) or len(several) > MAX_END_IDS:
+            raise BadModelFile(f"tokenizer.ggml.eos_token_ids is a list of at most {MAX_END_IDS}")
+        numbers = several.tolist() if isinstance(several, np.ndarray) else several
+        named += [self._checked_id("eos_token_ids", value) for value in numbers]
+        texts = set(END_OF_TURN_TEXTS)
+        if all(map(self.is_control, ANSWER_ENDS)):
+            texts.discard("<|end|>")
+        by_text = [self.ids[text] for text in texts if self.is_control(text)]
+        return frozenset(i for i in (self.eos_id, *named, *by_text) if i is not None)
+
     def _special_id(self, key: str) -> int | None:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
-        if value is None:
-            return None
+        return None if value is None else self._checked_id(key, value)
+
+    def _checked_id(self, key: str, value: Any) -> int:
         if type(value) is not int or not 0 <= value < len(self.texts):
             raise BadModelFile(f"tokenizer.ggml.{key}: expected a token's id, got {value!r:.60}")
         return value

@@ -1,153 +1,190 @@
-"""A checkpoint: a GGUF file as a model, from which layers, head and embedding are loaded."""
+"""A checkpoint: a file or folder as a model, from which layers, head and embedding are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mesh.errors import BadModelFile, GenerationFailed
-from mesh.ids import ModelId
+from mesh.errors import GenerationFailed
+from planner.plan import Span
 from planner.profile import LayerProfile, ModelProfile
-from runtime.gguf import GGUFFile, fingerprint
-from runtime.models import family_of
-from runtime.models.block import Block, Rope
+from runtime.filling import check_tensors, fill, held_bytes_of
+from runtime.folder_tokenizer import folder_tokenizer
+from runtime.gguf import FileRange, GGUFFile
+from runtime.linear import Linear, Part
+from runtime.models import folder_form, gguf_form
+from runtime.models.block import Block
+from runtime.models.family import Form
 from runtime.models.head import Head
-from runtime.models.spec import FP32_BYTES, DecoderSpec, Family, RopeSpec, TensorPlace
+from runtime.models.names import Places, entry_places, head_places, layer_places
+from runtime.models.rope import Rope
+from runtime.models.spec import RopeSpec
+from runtime.precision import Precision, resolved
 from runtime.quantize import dequantise, dequantise_rows
+from runtime.safetensors_folder import SafetensorsFolder
+from runtime.tokenizer import Tokenizer
 
 __all__ = ["Checkpoint", "Head"]
 
-EMBEDDING = "token_embd.weight"
-OUTPUT = "output.weight"
-OUTPUT_NORM = "output_norm.weight"
-
 
 class Checkpoint:
-    """An open model file, checked against its family; weights are read when asked for."""
+    """An open model, checked against its family; weights are read when asked for."""
 
-    def __init__(self, file: GGUFFile, family: Family, spec: DecoderSpec) -> None:
+    def __init__(
+        self, file: GGUFFile | SafetensorsFolder, form: Form, precision: Precision
+    ) -> None:
+        """Raises BadModelFile (also for a missing, superfluous or wrong-shaped tensor) or
+        UnsupportedModel."""
         self.file = file
+        self.precision = resolved(precision)
         self.path = file.path
-        self.family = family
-        self.spec = spec
-        self.model_id: ModelId = fingerprint(file)
-        name = file.metadata.get("general.name")
-        self.name = name if isinstance(name, str) and name else file.path.stem
+        self.name = _name(file)
+        entries = file.metadata if isinstance(file, GGUFFile) else file.config
+        self.spec = form.read_spec(entries, frozenset(file.tensors))
+        self._names = form.names.found_in(file.tensors)
+        self._layers = [
+            layer_places(self.spec, self._names, index) for index in range(len(self.spec.layers))
+        ]
+        self._head = head_places(self.spec, self._names)
+        self._entry = entry_places(self.spec, self._names)
+        divisors = self._names.rope_divisors
+        self._divisors = file.tensors.get(f"{divisors}.weight") if divisors else None
         self._ropes: dict[RopeSpec, Rope] = {}
-        _check_tensors(file, self._places())
+        self._check()
+        self.model_id = file.fingerprint()
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Reads the header only.
+    def open(cls, path: Path, precision: Precision = Precision.AUTO) -> Checkpoint:
+        """A GGUF file, or a folder as Hugging Face lays it out. Reads the headers only.
 
-        Raises ModelNotFound, BadModelFile (also for a missing, superfluous or wrong-shaped tensor)
-        or UnsupportedModel.
+        Raises ModelNotFound, BadModelFile or UnsupportedModel.
         """
+        if path.is_dir():
+            folder = SafetensorsFolder.open(path)
+            return cls(folder, folder_form(folder.config), precision)
         file = GGUFFile.open(path)
-        family = family_of(file.metadata)
-        return cls(file, family, family.read_spec(file.metadata, frozenset(file.tensors)))
+        return cls(file, gguf_form(file.metadata), precision)
 
     def profile(self) -> ModelProfile:
-        """What the planner needs, from the header alone; bytes as held in memory, in fp32."""
+        """What the planner needs, from the header alone; bytes as held in memory."""
         spec = self.spec
         layers = tuple(
-            LayerProfile(
-                weight_bytes=_fp32_bytes(self.family.layer_tensors(spec, index)),
-                kv_bytes_per_token=spec.kv_bytes_per_token,
-                window=layer.window,
-            )
-            for index, layer in enumerate(spec.layers)
+            LayerProfile(self._held_bytes(places), spec.kv_bytes_per_token, layer.window)
+            for places, layer in zip(self._layers, spec.layers, strict=True)
         )
         return ModelProfile(
             model=self.model_id,
             name=self.name,
             layers=layers,
-            head_bytes=_fp32_bytes(self._head_places()),
+            head_bytes=self._held_bytes(self._head),
             hidden_size=spec.hidden_size,
             vocabulary=spec.vocabulary,
             context=spec.context,
         )
 
     def load_layer(self, index: int) -> Block:
-        """Layer `index` in fp32; reads that layer's tensors only."""
-        rope_spec = self.spec.layers[index].rope
-        rope = self._ropes.setdefault(rope_spec, Rope(rope_spec, self.spec.head_dim))
-        block = Block(self.spec, index, rope)
-        self._fill(block, self.family.layer_tensors(self.spec, index))
+        """Layer `index`; reads that layer's tensors only."""
+        block = Block(self.spec, index, self._rope(self.spec.layers[index].rope))
+        fill(block, self.file, self._layers[index], self.precision)
         return block
 
     def load_head(self) -> Head:
-        """The final norm and the vocabulary head in fp32."""
+        """The final norm and the vocabulary head."""
         head = Head(self.spec)
-        self._fill(head, self._head_places())
+        fill(head, self.file, self._head, self.precision)
         return head
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """[S] -> [S, hidden], read row by row from the file.
+    def head_rows(self, rows: int) -> Linear:
+        """The first rows of the vocabulary head alone, to measure with."""
+        place = self._head[-1]
+        info = self.file.tensors[place.tensor]
+        raw = self.file.raw(place.tensor)[: info.size_bytes // place.rows * rows].copy()
+        part = Linear(rows, self.spec.hidden_size)
+        part.fill([Part(raw, info.type, rows)], self.precision)
+        return part
 
-        Raises GenerationFailed for an id outside the vocabulary.
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Tokens [S] at positions [S] -> [S, hidden], read row by row from the file.
+
+        Raises GenerationFailed for an id outside the vocabulary, or a position outside the context
+        where positions are learned.
         """
-        info = self.file.tensors[EMBEDDING]
-        try:
-            rows = dequantise_rows(self.file.raw(EMBEDDING), info.type, info.shape, token_ids)
-        except IndexError as error:
-            raise GenerationFailed(
-                f"token ids lie between 0 and {self.spec.vocabulary - 1}: {error}"
-            ) from None
-        return rows.mul_(self.spec.embedding_scale)
+        tokens, *learned = self._entry
+        last = self.spec.vocabulary - 1
+        rows = self._rows(tokens.tensor, token_ids, f"token ids lie between 0 and {last}")
+        rows.mul_(self.spec.embedding_scale)
+        for table in learned:
+            assert self.spec.first_position is not None, "a table of positions has a first row"
+            what = f"positions lie between 0 and {self.spec.context - 1}"
+            rows += self._rows(table.tensor, positions + self.spec.first_position, what)
+        return rows
+
+    def tokenizer(self) -> Tokenizer:
+        """Made anew on each call, in a fraction of a second. Raises BadModelFile or
+        UnsupportedModel."""
+        if isinstance(self.file, GGUFFile):
+            return Tokenizer.from_gguf(self.file)
+        return folder_tokenizer(self.file.path, self.file.config)
+
+    def tensors_of(self, span: Span) -> tuple[str, ...]:
+        """The tensors that a stage with these layers reads: the first one's embed, the last one's
+        are followed by the head."""
+        places = [place for layer in self._layers[span.first : span.last] for place in layer]
+        if span.first == 0:
+            places += self._entry
+        if span.last == len(self._layers):
+            places += self._head
+        names = dict.fromkeys(place.tensor for place in places)
+        return tuple(names) if self._divisors is None else (*names, self._divisors.name)
+
+    def ranges_of(self, span: Span) -> list[FileRange]:
+        """The bytes that a device with these layers needs, the headers among them; they may
+        overlap. A copy with holes for all others opens as the very same model."""
+        tensors = [self.file.range_of(name) for name in self.tensors_of(span)]
+        return [*self.file.header_ranges(), *tensors]
 
     def close(self) -> None:
         """Lets go of the file; what was loaded stays."""
         self.file.close()
 
-    def _fill(self, module: nn.Module, places: tuple[TensorPlace, ...]) -> None:
-        parameters = dict(module.named_parameters())
-        for place in places:
-            info = self.file.tensors[place.tensor]
-            rows = slice(place.first_row, place.first_row + place.shape[0])
-            out = parameters[place.parameter][rows]
-            dequantise(self.file.raw(place.tensor), info.type, info.shape, out)
+    def _held_bytes(self, places: Places) -> int:
+        return held_bytes_of(self.file, places, self.precision)
 
-    def _head_places(self) -> tuple[TensorPlace, ...]:
-        spec = self.spec
-        output = EMBEDDING if spec.tied_head else OUTPUT
-        return (
-            TensorPlace(OUTPUT_NORM, (spec.hidden_size,), "norm.weight"),
-            TensorPlace(output, (spec.vocabulary, spec.hidden_size), "weight"),
-        )
+    def _rope(self, spec: RopeSpec | None) -> Rope | None:
+        if spec is not None and spec not in self._ropes:
+            info, divisors = self._divisors, None
+            if info is not None:
+                divisors = dequantise(self.file.raw(info.name), info.type, info.shape)
+            self._ropes[spec] = Rope(spec, self.spec.head_dim, divisors)
+        return None if spec is None else self._ropes[spec]
 
-    def _places(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor that the model has, and no other."""
-        spec = self.spec
-        layers = [self.family.layer_tensors(spec, index) for index in range(len(spec.layers))]
-        places = [place for layer in (*layers, self._head_places()) for place in layer]
-        shapes = {place.tensor: place.shape for place in places}
-        shapes[EMBEDDING] = (spec.vocabulary, spec.hidden_size)
-        return shapes
+    def _rows(self, tensor: str, row_ids: Tensor, expected: str) -> Tensor:
+        info = self.file.tensors[tensor]
+        try:
+            return dequantise_rows(self.file.raw(tensor), info.type, info.shape, row_ids)
+        except IndexError as error:
+            raise GenerationFailed(f"{expected}: {error}") from None
 
-
-def _check_tensors(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> None:
-    missing = sorted(expected.keys() - file.tensors.keys())
-    extra = sorted(file.tensors.keys() - expected.keys())
-    wrong = sorted(
-        f"{name} is {list(file.tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in file.tensors and file.tensors[name].shape != shape
-    )
-    faults = [
-        f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''}"
-        for what, names in (("missing", missing), ("not known", extra), ("wrong shape", wrong))
-        if names
-    ]
-    if faults:
-        raise BadModelFile(
-            f"the tensors of {file.path} do not fit its header; {'; '.join(faults)}. "
-            "Copy or download it again."
-        )
+    def _check(self) -> None:
+        places = [place for part in (*self._layers, self._head, self._entry) for place in part]
+        expected = {place.tensor: place.shape for place in places}
+        if self._divisors is not None and any(layer.rope for layer in self.spec.layers):
+            expected[self._divisors.name] = (self.spec.head_dim // 2,)
+        ignored = self._names.ignored
+        if self.spec.tied_head:  # some files hold the embedding a second time, under this name
+            ignored += f"|^{re.escape(self._names.output)}\\.weight$"
+        check_tensors(self.file, expected, ignored)
 
 
-def _fp32_bytes(places: tuple[TensorPlace, ...]) -> int:
-    return sum(torch.Size(place.shape).numel() for place in places) * FP32_BYTES
+def _name(file: GGUFFile | SafetensorsFolder) -> str:
+    """What the model is called: by its file, or as its folder is."""
+    if isinstance(file, SafetensorsFolder):
+        folder = file.path.resolve()
+        # As in Hugging Face's cache: models--owner--name/snapshots/<commit>
+        if folder.parent.name == "snapshots":
+            return folder.parent.parent.name.rpartition("--")[2]
+        return folder.name
+    name = file.metadata.get("general.name")
+    return name if isinstance(name, str) and name else file.path.stem

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-import torch
+from runtime.team import assemble
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,13 +17,11 @@ class Worker:
     """Runs one function at a time, in the order asked for, in a thread of its own."""
 
     def __init__(self, threads: int) -> None:
-        """`threads` is how many threads torch may use inside one operation."""
-        # The very first torch call of the thread: set later, or elsewhere, torch starts a second
-        # OpenMP team and burns several times the CPU.
+        """`threads` is how many threads may share one operation."""
         self._executor = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="worker",
-            initializer=torch.set_num_threads,
+            initializer=assemble,
             initargs=(threads,),
         )
 

@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fault", choices=("kill", "unplug"), default="kill")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--memory", default="1130MB")
+    parser.add_argument("--memory", default="620MB")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     if asked.fault == "unplug" and (reason := why_not()):

@@ -7,19 +7,17 @@ base of rope on sliding layers is not in the file.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from mesh.errors import BadModelFile, UnsupportedModel
+from mesh.errors import UnsupportedModel
+from runtime.models.family import Form
+from runtime.models.llama_like import LLAMA_CPP, TRANSFORMERS, activation, config_spec, gguf_spec
 from runtime.models.metadata import Metadata
-from runtime.models.spec import (
-    Activation,
-    DecoderSpec,
-    Family,
-    LayerSpec,
-    RopeSpec,
-    TensorPlace,
-)
+from runtime.models.qwen2 import KINDS
+from runtime.models.ropes import gguf_rope, rope_of
+from runtime.models.spec import Activation, DecoderSpec, LayerSpec, RopeSpec, Storage
 
 ARCHITECTURE: Final = "gemma3"
 FULL_EVERY: Final = 6  # layers 5, 11, 17 ..., where the file does not say otherwise
@@ -28,87 +26,86 @@ FULL_ROPE_BASE: Final = 1_000_000.0
 LAYERS_OF_27B: Final = 62  # the one size whose query scale is not 1 / sqrt(head_dim)
 
 
-def read_spec(metadata: Mapping[str, Any], tensors: frozenset[str]) -> DecoderSpec:
-    """Raises BadModelFile for missing or impossible values, UnsupportedModel for other rope."""
-    read = Metadata(metadata, ARCHITECTURE)
-    layers = read.count("block_count", most=1024)
-    hidden, heads = read.count("embedding_length"), read.count("attention.head_count", most=4096)
-    kv_heads = read.count("attention.head_count_kv", most=4096)
-    head_dim = read.count("attention.key_length", most=4096)
-    if heads % kv_heads or head_dim % 2 or read.count("attention.value_length") != head_dim:
-        raise BadModelFile(
-            f"{ARCHITECTURE} has query heads a multiple of KV heads and an even head size, the "
-            f"same for keys and values; the file says {heads}, {kv_heads} and {head_dim}"
-        )
+def read_gguf(metadata: Mapping[str, Any], tensors: frozenset[str]) -> DecoderSpec:
+    read = Metadata(metadata, "gemma3.")
     if read.number("attn_logit_softcapping", 0.0):
         raise UnsupportedModel(f"{ARCHITECTURE} with capped attention logits is not known here")
-    query_scale = math.sqrt(heads / hidden) if layers == LAYERS_OF_27B else head_dim**-0.5
-    return DecoderSpec(
-        architecture=ARCHITECTURE,
-        hidden_size=hidden,
-        ffn_size=read.count("feed_forward_length"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocabulary=read.vocabulary(),
-        context=read.count("context_length"),
-        norm_eps=read.positive("attention.layer_norm_rms_epsilon"),
-        query_scale=query_scale,
-        activation=Activation.GELU_TANH,
-        embedding_scale=math.sqrt(hidden),
-        qk_norm=True,
-        post_norm=True,
-        tied_head="output.weight" not in tensors,
-        logit_softcap=read.number("final_logit_softcapping", 0.0) or None,
-        layers=_layers(read, layers),
-    )
-
-
-def layer_tensors(spec: DecoderSpec, index: int) -> tuple[TensorPlace, ...]:
-    """The tensors of layer `index`, and the rows of a Block's parameters that each fills."""
-    hidden, ffn, head = spec.hidden_size, spec.ffn_size, (spec.head_dim,)
-    q, kv = spec.query_size, spec.kv_size
-    places = (
-        TensorPlace("attn_norm", (hidden,), "attention_norm.weight"),
-        TensorPlace("attn_q", (q, hidden), "attention.qkv"),
-        TensorPlace("attn_k", (kv, hidden), "attention.qkv", first_row=q),
-        TensorPlace("attn_v", (kv, hidden), "attention.qkv", first_row=q + kv),
-        TensorPlace("attn_q_norm", head, "attention.query_norm.weight"),
-        TensorPlace("attn_k_norm", head, "attention.key_norm.weight"),
-        TensorPlace("attn_output", (hidden, q), "attention.output"),
-        TensorPlace("post_attention_norm", (hidden,), "attention_post_norm.weight"),
-        TensorPlace("ffn_norm", (hidden,), "mlp_norm.weight"),
-        TensorPlace("ffn_gate", (ffn, hidden), "mlp.gate_up"),
-        TensorPlace("ffn_up", (ffn, hidden), "mlp.gate_up", first_row=ffn),
-        TensorPlace("ffn_down", (hidden, ffn), "mlp.down"),
-        TensorPlace("post_ffw_norm", (hidden,), "mlp_post_norm.weight"),
-    )
-    return tuple(
-        TensorPlace(f"blk.{index}.{p.tensor}.weight", p.shape, p.parameter, p.first_row)
-        for p in places
-    )
-
-
-def _layers(read: Metadata, count: int) -> tuple[LayerSpec, ...]:
-    full = LayerSpec(None, RopeSpec(read.positive("rope.freq_base", FULL_ROPE_BASE), _factor(read)))
+    spec = _gemma(gguf_spec(read, ARCHITECTURE, tensors))
+    count = len(spec.layers)
+    scale = math.sqrt(spec.heads / spec.hidden_size)
     # Scaling stretches the full layers only: a window has nothing to stretch.
-    base = read.positive("rope.freq_base_swa", SLIDING_ROPE_BASE)
+    full = gguf_rope(read, FULL_ROPE_BASE)
+    sliding = RopeSpec(read.positive("rope.freq_base_swa", SLIDING_ROPE_BASE))
     window = read.whole("attention.sliding_window", 0)
-    sliding = LayerSpec(window, RopeSpec(base)) if window else full
-    pattern = read.pattern("attention.sliding_window_pattern", FULL_EVERY, count)
-    return tuple(sliding if slides else full for slides in pattern)
+    slides = read.pattern("attention.sliding_window_pattern", FULL_EVERY, count)
+    return replace(
+        spec,
+        activation=Activation.GELU_TANH,
+        query_scale=scale if count == LAYERS_OF_27B else spec.query_scale,
+        logit_softcap=read.number("final_logit_softcapping", 0.0) or None,
+        layers=_layers(slides, window, full, sliding),
+    )
 
 
-def _factor(read: Metadata) -> float:
-    match read.text("rope.scaling.type", "none"):
-        case "linear":
-            return read.positive("rope.scaling.factor", 1.0)
-        case "none":
-            return 1.0
-        case other:
-            raise UnsupportedModel(
-                f"{ARCHITECTURE} with rope scaling {other!r}; known are 'linear' and 'none'"
-            )
+def read_config(config: Mapping[str, Any], tensors: frozenset[str]) -> DecoderSpec:
+    read = Metadata({"head_dim": 256, **config})
+    read.only("attn_logit_softcapping", 0.0)
+    read.only("use_bidirectional_attention", False)
+    # Rope is read below, for each kind of layer; Llama's way of writing it is another.
+    own = {key: value for key, value in read.entries.items() if not key.startswith("rope")}
+    spec = _gemma(config_spec(Metadata(own), ARCHITECTURE, tied_head=True))
+    biased, count = read.flag("attention_bias", False), len(spec.layers)
+    if read.has("layer_types"):
+        slides = tuple(k == KINDS[1] for k in read.kinds("layer_types", count, KINDS))
+    else:
+        slides = read.pattern("sliding_window_pattern", FULL_EVERY, count)
+    full, sliding = _config_ropes(read, spec.context)
+    return replace(
+        spec,
+        activation=activation(read, "hidden_activation", "gelu_pytorch_tanh"),
+        query_scale=read.positive("query_pre_attn_scalar", 256.0) ** -0.5,
+        logit_softcap=read.number("final_logit_softcapping", 0.0) or None,
+        layers=_layers(slides, read.whole("sliding_window", 4096), full, sliding),
+        qkv_bias=biased,
+        output_bias=biased,
+    )
 
 
-FAMILY: Final = Family(ARCHITECTURE, read_spec, layer_tensors)
+def _gemma(spec: DecoderSpec) -> DecoderSpec:
+    scale = math.sqrt(spec.hidden_size)
+    return replace(spec, embedding_scale=scale, qk_norm=True, post_norm=True)
+
+
+def _config_ropes(read: Metadata, context: int) -> tuple[RopeSpec, RopeSpec]:
+    """Of full and of sliding layers, as files wrote it before and after transformers 5."""
+    full_base = read.positive("rope_theta", FULL_ROPE_BASE)
+    sliding_base = read.positive("rope_local_base_freq", SLIDING_ROPE_BASE)
+    if not read.has("rope_parameters"):
+        scaled = rope_of(read.table("rope_scaling"), full_base, context)
+        return scaled, RopeSpec(sliding_base)
+    parameters = read.table("rope_parameters")
+    return (
+        rope_of(parameters.table(KINDS[0]), full_base, context),
+        rope_of(parameters.table(KINDS[1]), sliding_base, context),
+    )
+
+
+def _layers(
+    slides: Iterable[bool], window: int, full: RopeSpec, sliding: RopeSpec
+) -> tuple[LayerSpec, ...]:
+    of_full = LayerSpec(None, full)
+    of_sliding = LayerSpec(window, sliding) if window else of_full
+    return tuple(of_sliding if each else of_full for each in slides)
+
+
+GGUF: Final = Form(read_gguf, LLAMA_CPP)
+FOLDER: Final = Form(
+    read_config,
+    replace(
+        TRANSFORMERS,
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+        norms=Storage.LESS_ONE,
+    ),
+)

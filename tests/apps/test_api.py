@@ -73,6 +73,31 @@ async def test_a_sampled_text_follows_its_seed(tiny_mesh: TinyMesh) -> None:
     assert first["choices"] != other["choices"]
 
 
+async def test_penalties_steer_and_are_the_same_everywhere(tiny_mesh: TinyMesh) -> None:
+    plain = await ask(tiny_mesh, max_tokens=30)
+    for penalty in ({"repetition_penalty": 1.8}, {"frequency_penalty": 2.0, "logit_bias": {}}):
+        first, second = [await ask(tiny_mesh, n, max_tokens=30, **penalty) for n in (0, 1)]
+        assert first["choices"] == second["choices"]
+        assert first["choices"][0]["token_ids"] != plain["choices"][0]["token_ids"]
+        said = [len(set(one["choices"][0]["token_ids"])) for one in (plain, first)]
+        assert said[1] >= said[0]
+
+
+async def test_logprobs_come_with_the_tokens(tiny_mesh: TinyMesh) -> None:
+    plain = (await ask(tiny_mesh))["choices"][0]
+    (choice,) = (await ask(tiny_mesh, logprobs=3))["choices"]
+    told = choice["logprobs"]
+    assert choice["text"] == plain["text"]
+    assert plain["logprobs"] is None
+    assert len(told["tokens"]) == 12
+    assert told["text_offset"][0] == 0
+    assert told["text_offset"] == sorted(told["text_offset"])
+    assert all(1 <= len(top) <= 3 for top in told["top_logprobs"])  # by text: two may share one
+    # A greedy token is the most probable one.
+    for logprob, top in zip(told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert logprob == max(top.values()) < 0
+
+
 async def test_options_that_change_nothing_are_taken(tiny_mesh: TinyMesh) -> None:
     plain = await ask(tiny_mesh)
     with_options = await ask(tiny_mesh, best_of=1, echo=False, frequency_penalty=0, logit_bias={})
@@ -140,9 +165,13 @@ async def test_several_conversations_at_once(tiny_mesh: TinyMesh) -> None:
         ({"temperature": -1}, 400, "temperature lies between"),
         ({"top_p": 0}, 400, "top_p lies above 0"),
         ({"n": 2}, 400, "'n' must be 1"),
-        ({"logprobs": 1}, 400, "'logprobs' is not supported"),
-        ({"echo": True}, 400, "'echo' is not supported"),
-        ({"presence_penalty": 0.5}, 400, "'presence_penalty' is not supported"),
+        ({"logprobs": 21}, 400, "'logprobs' must be a number from 0 to 20"),
+        ({"echo": True}, 400, "'echo' must be False, or left out"),
+        ({"suffix": "x"}, 400, "'suffix' must be"),
+        ({"min_p": -1}, 400, "min_p lies between"),
+        ({"logit_bias": {"x": 1}}, 400, "names tokens by their ids"),
+        ({"presence_penalty": 2.5}, 400, "presence_penalty lies between -2 and 2"),
+        ({"repetition_penalty": 0}, 400, "repetition_penalty lies above 0"),
         ({"prompt": [2, 300_000]}, 400, "token ids between 0 and"),
         ({"prompt": [2, 3_000_000_000]}, 400, "'prompt' must be"),
         ({"temperature": 10**400}, 400, "'temperature' must be"),

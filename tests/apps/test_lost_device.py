@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 NEEDS_MODEL = pytest.mark.skipif(
     not has_default_model(), reason="the default model's package is not installed ([gemma])"
 )
-GEMMA_MEMORY = "1130MB"  # two of three devices can hold it, see apps/demo.py
+GEMMA_MEMORY = "620MB"  # two of three devices can hold it, see apps/demo.py
 CASES = [Case.of(seed) for seed in range(100)]
 
 

@@ -196,16 +196,18 @@ class Room:
         assert self._plan is not None
         return self._plan
 
-    async def open(self, plan: Plan, request: OpenSession) -> None:
+    async def open(self, plan: Plan, request: OpenSession) -> int:
         self._owners[request.session] = request.owner
+        held: list[int] = []
         for stage in plan.stages:
             if stage.device not in self.devices:
                 raise LinkClosed("gone")
-            self.devices[stage.device].pipeline.open(request)
+            held.append(self.devices[stage.device].pipeline.open(request))
+        return min(held)
 
-    async def close(self, plan: Plan, session: SessionId) -> None:
+    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
         for device in self.devices.values() if session in self._owners else ():
-            device.pipeline.close(session, self._owners[session])
+            device.pipeline.close(session, self._owners[session], prefix)
 
     def paused(self, session: Session, reason: str) -> None:
         self.pauses.append(reason)

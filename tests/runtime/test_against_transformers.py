@@ -12,6 +12,8 @@ import gguf
 import pytest
 import torch
 
+from runtime.folder_tokenizer import folder_tokenizer
+from runtime.precision import Precision
 from runtime.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.runtime.room import Room, make_plan
@@ -54,6 +56,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
+def gemma(gemma_path: Path) -> Checkpoint:
+    """In fp32, as transformers holds it."""
+    return Checkpoint.open(gemma_path, Precision.FP32)
+
+
+@pytest.fixture(scope="module")
 def one_reader(gemma_path: Path) -> Iterator[None]:
     """The `gguf` package takes 10 to 30 s to open this file, and transformers opens it thrice."""
     reader = gguf.GGUFReader(gemma_path)
@@ -91,7 +99,7 @@ def model(gemma: Checkpoint) -> WholeModel:
 
 @pytest.fixture(scope="module")
 def tokenizer(gemma: Checkpoint) -> Tokenizer:
-    return Tokenizer.from_gguf(gemma.file)
+    return gemma.tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +149,19 @@ def test_tokenizes_as_transformers_does(
     assert tokenizer.encode(text) == reference_tokenizer(text)["input_ids"]
 
 
+def test_the_tokenizer_of_a_folder_is_that_of_the_gguf(
+    tmp_path: Path, tokenizer: Tokenizer, reference_tokenizer: Any
+) -> None:
+    """262,144 tokens and 513,511 merges, written as a folder has them."""
+    reference_tokenizer.save_pretrained(tmp_path)
+    from_folder = folder_tokenizer(tmp_path, {"eos_token_id": [1, 106]})
+    assert from_folder.end_ids == tokenizer.end_ids
+    for text in [*TEXTS, LONG_PROMPT]:
+        ids = from_folder.encode(text)
+        assert ids == tokenizer.encode(text)
+        assert from_folder.decode(ids) == tokenizer.decode(ids)
+
+
 # Cut anywhere: in front of a full layer, behind one, one layer alone, the head alone with a layer.
 CUTS = [(9,), (5, 12), (1, 6, 17)]
 
@@ -162,7 +183,7 @@ async def test_the_same_text_on_two_three_and_four_devices(
 
         async def say(prompt: str) -> list[int]:
             session = room.session(0, tokenizer.encode(prompt), NEW_TOKENS)
-            return [token async for token in session.tokens()]
+            return [chosen.token async for chosen in session.tokens()]
 
         said = await asyncio.gather(*(say(prompt) for prompt in PROMPTS))
     assert said == [texts[prompt] for prompt in PROMPTS]

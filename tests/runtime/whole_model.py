@@ -7,6 +7,7 @@ from torch import Tensor
 
 from planner.plan import Span
 from runtime.kv_cache import SessionCache
+from runtime.models.block import Run
 from runtime.sampling import Sampling, sample
 from runtime.weights import Checkpoint
 
@@ -26,9 +27,10 @@ class WholeModel:
     @torch.inference_mode()
     def hidden(self, tokens: list[int], position: int, cache: SessionCache) -> Tensor:
         """[S, hidden] of tokens at `position`.. after the last layer."""
-        hidden = self.checkpoint.embed(torch.tensor(tokens, dtype=torch.int32))
+        positions = torch.arange(position, position + len(tokens))
+        hidden = self.checkpoint.embed(torch.tensor(tokens, dtype=torch.int32), positions)
         for block, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            hidden = block.forward(hidden, position, layer_cache)
+            hidden = block(hidden, (Run(0, len(tokens), position, layer_cache),))
         return hidden
 
     @torch.inference_mode()

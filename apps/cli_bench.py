@@ -1,0 +1,54 @@
+"""The verb `bench`: what this software measures of itself, beside its rivals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apps import show
+from apps.library import DEFAULT_MODEL
+from apps.terminal import AsJson, err, out, print_json
+from mesh.errors import ConfigError
+
+bench = typer.Typer(help="Measure this device beside its rivals.", no_args_is_help=True)
+
+Runs = Annotated[int, typer.Option(min=5, help="Runs of each; medians are told.")]
+
+
+@bench.callback()
+def benches() -> None:
+    """Each benchmark is a verb of its own."""
+
+
+@bench.command()
+def engine(
+    model: Annotated[
+        str, typer.Argument(help="A GGUF file, or the default model.")
+    ] = DEFAULT_MODEL,
+    runs: Runs = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Speed, memory and exactness of one device, in turns with llama.cpp on the same cores."""
+    from apps.bench import engine as measured
+    from apps.bench.report import show as show_report
+
+    path = _file_of(model)
+    with show.waiting(err, "measuring; leave the machine alone meanwhile", quiet=as_json):
+        report = measured.run(
+            path, runs, lambda text: None if as_json else err.print(f"[dim]{text}")
+        )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        show_report(out, report)
+
+
+def _file_of(model: str) -> Path:
+    from runtime.model_files import cache_dir, default_model
+
+    path = default_model(cache_dir()) if model == DEFAULT_MODEL else Path(model).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file; give the path of a GGUF file, or {DEFAULT_MODEL}")
+    return path

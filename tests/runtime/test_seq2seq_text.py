@@ -1,0 +1,113 @@
+"""Text in, text out, against `transformers`: small random models with tokenizers made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mesh.errors import PromptTooLong, UnsupportedModel
+from runtime.text_to_text import TextToText
+
+pytest.importorskip("transformers")
+import transformers
+
+from tests.runtime.random_encoders import LAYERS, VOCABULARY, write_random
+
+CORPUS = [
+    "translate English to German: the potato is on the kitchen table",
+    "summarize: everyone brings what they have, and all of it is one machine",
+    "the lights in the hallway are on, and the door is not locked",
+    "Die Kartoffel ist auf dem Tisch; crème brûlée!",
+]
+PROMPTS = [
+    "translate English to German: the potato is here",
+    "summarize: the lights are on and the door is open",
+    "Die Kartoffel ist",
+    "kitchen",
+    "crème, brûlée ... 42 🙂",
+    "two  spaces\nand a new line",
+]
+NEW_TOKENS = 20
+CUTS = [(), (LAYERS,), (2, 4)]
+
+
+def t5_tokenizer() -> tokenizers.Tokenizer:
+    """Pieces with a mark for the space in front, </s> behind, as T5's own."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    return tokenizer
+
+
+def bart_tokenizer() -> tokenizers.Tokenizer:
+    """Bytes, merged; <s> in front and </s> behind."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["t5-1.0", "t5-1.1", "bart"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any, Any]:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = write_random(request.param, folder)
+    made = bart_tokenizer() if request.param == "bart" else t5_tokenizer()
+    assert made.get_vocab_size() <= VOCABULARY
+    made.save(str(folder / "tokenizer.json"))
+    return folder, model, transformers.PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+@torch.inference_mode()
+def reference(model: Any, tokenizer: Any, text: str) -> str:
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=NEW_TOKENS, num_beams=1)[0][1:]
+    ends = (out == model.generation_config.eos_token_id).nonzero()
+    said = out[: int(ends[0])] if len(ends) else out
+    for special in ("<pad>", "<s>", "</s>", "<unk>"):  # the tokenizer here knows of none
+        said = said[said != tokenizer.convert_tokens_to_ids(special)]
+    return tokenizer.decode(said)  # type: ignore[no-any-return]
+
+
+def test_the_same_text_on_one_two_and_three_devices(pair: tuple[Path, Any, Any]) -> None:
+    folder, model, tokenizer = pair
+    expected = [reference(model, tokenizer, prompt) for prompt in PROMPTS]
+    assert len(set(expected)) > 2
+    for cuts in CUTS:
+        ours = TextToText.open(folder, cuts)
+        assert [ours.answer(prompt, NEW_TOKENS) for prompt in PROMPTS] == expected, cuts
+
+
+def test_a_text_longer_than_the_model_reads(tmp_path: Path) -> None:
+    write_random("bart", tmp_path)
+    bart_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PromptTooLong, match="the model reads 64; shorten it"):
+        TextToText.open(tmp_path).answer("kitchen " * 100, 3)
+
+
+def test_an_encoder_does_not_write(tmp_path: Path) -> None:
+    write_random("bert", tmp_path)
+    t5_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedModel, match="bert does not turn text into text"):
+        TextToText.open(tmp_path)
