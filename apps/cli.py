@@ -19,6 +19,7 @@ from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
 from mesh.limits import MAX_SESSIONS
 from mesh.trust import MeshSecret
+from runtime.compute.precision import Precision
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -62,6 +63,9 @@ def up(
         int, typer.Option(min=1, max=MAX_SESSIONS, help="Conversations at once.")
     ] = 4,
     context: Annotated[int, typer.Option(min=16, help="Tokens a conversation.")] = 8192,
+    precision: Annotated[
+        Precision, typer.Option(help="How weights are held in memory.")
+    ] = Precision.AUTO,
     interface: Annotated[
         list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
     ] = None,
@@ -86,6 +90,7 @@ def up(
         memory_bytes=parse_size(memory) if memory else None,
         sessions=sessions,
         context=context,
+        precision=precision,
         interfaces=tuple(interface or ()),
         peers=tuple(Address.parse(text) for text in peer or ()),
         port=port,
@@ -236,7 +241,7 @@ def demo(
 def _model(name: str) -> str:
     """A path as the daemon, which may run in another folder, can open it."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_file() else name
+    return str(path.resolve()) if path.exists() else name
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apps import show
-from apps.library import DEFAULT_MODEL
+from apps.models.library import DEFAULT_MODEL
 from apps.terminal import AsJson, err, out, print_json
 from mesh.errors import ConfigError
 
@@ -46,7 +46,7 @@ def engine(
 
 
 def _file_of(model: str) -> Path:
-    from runtime.model_files import cache_dir, default_model
+    from runtime.stored.model_files import cache_dir, default_model
 
     path = default_model(cache_dir()) if model == DEFAULT_MODEL else Path(model).expanduser()
     if not path.is_file():

@@ -94,7 +94,7 @@ async def _pull(folder: StateFolder, source: str, *, quiet: bool) -> dict[str, A
         async with Client(find_daemon(folder)) as client:
             return await _watch(client.stream("/potluck/pull", {"source": source}), source, quiet)
     with show.waiting(err, "starting", quiet=quiet):
-        from apps.pulls import Pulls  # torch takes seconds to import
+        from apps.models.pulls import Pulls  # torch takes seconds to import
 
         library = _library(folder)
     pulls = Pulls(None, library, library.shelf)
@@ -130,7 +130,7 @@ async def _list_here(folder: StateFolder) -> dict[str, Any]:
 
 
 def _library(folder: StateFolder) -> Any:
-    from apps.library import Library  # torch takes seconds to import
-    from apps.shelf import Shelf
+    from apps.models.library import Library  # torch takes seconds to import
+    from apps.models.shelf import Shelf
 
     return Library(Shelf(folder.path / "models"))

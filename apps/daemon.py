@@ -12,20 +12,20 @@ from typing import Any
 
 from aiohttp import web
 
-from apps.api_mesh import MeshRoutes
-from apps.api_models import ModelRoutes
-from apps.api_openai import OpenAIRoutes
+from apps.api.http import make_app, serve_app
+from apps.api.mesh import MeshRoutes
+from apps.api.models import ModelRoutes
+from apps.api.openai import OpenAIRoutes
 from apps.chronicle import Chronicle
-from apps.coordinator import Coordinator
 from apps.generator import Generator
-from apps.http import make_app, serve_app
-from apps.installer import Installer
-from apps.member import MemberRole
-from apps.model_use import ModelUse
-from apps.models import Models
+from apps.models.models import Models
+from apps.models.use import ModelUse
 from apps.peer_links import PeerLinks
-from apps.profiles import Profiles
-from apps.road import MeshRoad
+from apps.planning.coordinator import Coordinator
+from apps.planning.installer import Installer
+from apps.planning.member import MemberRole
+from apps.planning.profiles import Profiles
+from apps.planning.road import MeshRoad
 from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
 from mesh.codec import to_plain
@@ -103,7 +103,8 @@ class Daemon:
         self._steps = Steps(self._outbox)
         self._pipeline = Pipeline(self._worker, self._outbox, self._report_failure)
         self._holdings = Holdings(self._worker, memory_bytes)
-        self._models = Models(self.node, self._dialer, self.folder.path / "models", self.timeline)
+        folder = self.folder.path / "models"
+        self._models = Models(self.node, self._dialer, folder, self.timeline, settings.precision)
         self._library = self._models.library
         self._installer = Installer(
             self.node.view.me,

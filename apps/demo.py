@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from apps.library import DEFAULT_MODEL
 from apps.local_mesh import Device, Event
 from apps.measure import Generation, Recovery, generate, generate_and, recovery
+from apps.models.library import DEFAULT_MODEL
 from apps.show import escape, layers_text, waiting
 from mesh.errors import PotluckError
 

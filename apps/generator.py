@@ -7,23 +7,23 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from apps.installer import Installer
-from apps.library import Library
-from apps.plan_messages import Wish
-from apps.road import MeshRoad
+from apps.models.library import Library
+from apps.planning.installer import Installer
+from apps.planning.messages import Wish
+from apps.planning.road import MeshRoad
 from apps.settings import Settings
 from apps.timeline import Timeline
 from mesh.errors import BadPrompt, PromptTooLong
 from mesh.node import Node
 from planner.plan import Capacity
-from runtime.chat import ChatPrompt, ChatTemplate
-from runtime.chat_messages import Chat
+from runtime.chat.messages import Chat
+from runtime.chat.template import ChatPrompt, ChatTemplate
 from runtime.chosen import Chosen
-from runtime.gguf import GGUFFile
+from runtime.formats.gguf import GGUFFile
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
 from runtime.steps import Steps
-from runtime.tokenizer import TextStream, Tokenizer
+from runtime.text.tokenizer import TextStream, Tokenizer
 from runtime.weights import Checkpoint
 
 

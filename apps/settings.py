@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mesh.errors import ConfigError
 from mesh.ids import Address
+from runtime.compute.precision import Precision
 
 DEFAULT_PORT = 8478  # where devices meet
 DEFAULT_API_PORT = 8477  # where this machine's own programs ask
@@ -32,6 +33,7 @@ class Settings:
     peers: tuple[Address, ...] = ()  # where to look besides mDNS
     port: int = DEFAULT_PORT  # 0 takes any free one
     api_port: int = DEFAULT_API_PORT  # on loopback only; 0 takes any free one
+    precision: Precision = Precision.AUTO  # of the weights of models that are asked for here
     threads: int = field(default_factory=lambda: default_threads())
 
 

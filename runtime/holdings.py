@@ -56,7 +56,7 @@ class Holdings:
         """
         profile = checkpoint.profile()
         wants_head = span.last == len(profile.layers)
-        is_same = self.model == checkpoint.model_id
+        is_same = self._holds(checkpoint)
         missing = [i for i in range(span.first, span.last) if not is_same or i not in self._blocks]
         needs_head = wants_head and (not is_same or self._head is None)
         to_load = sum(profile.layers[index].weight_bytes for index in missing)
@@ -74,6 +74,14 @@ class Holdings:
         if needs_head:
             self._head = await self._worker.run(checkpoint.load_head)
         return Stage(checkpoint, span, self._blocks, self._head if wants_head else None)
+
+    def _holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether what is in memory is of this model, and in its precision."""
+        held = self._checkpoint
+        return held is not None and (held.model_id, held.precision) == (
+            checkpoint.model_id,
+            checkpoint.precision,
+        )
 
     def release(self, keep: Span) -> None:
         """Lets go of the layers outside `keep`, and of the head unless `keep` ends the model."""

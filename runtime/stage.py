@@ -12,14 +12,14 @@ from torch import Tensor
 
 from mesh.ids import SessionId
 from planner.plan import Span
-from runtime import kernels
 from runtime.chosen import to_row
+from runtime.compute import kernels
+from runtime.compute.team import alone
 from runtime.history import History
 from runtime.kv_cache import SessionCache
 from runtime.models.block import Block, Run
 from runtime.prefix import common_tokens
 from runtime.sampling import Sampling, draw
-from runtime.team import alone
 from runtime.weights import Checkpoint, Head
 
 

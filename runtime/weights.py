@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 from pathlib import Path
 
 from torch import Tensor
@@ -10,10 +11,12 @@ from torch import Tensor
 from mesh.errors import GenerationFailed
 from planner.plan import Span
 from planner.profile import LayerProfile, ModelProfile
-from runtime.filling import check_tensors, fill, held_bytes_of
-from runtime.folder_tokenizer import folder_tokenizer
-from runtime.gguf import FileRange, GGUFFile
-from runtime.linear import Linear, Part
+from runtime.compute.linear import Linear, Part
+from runtime.compute.precision import Precision, resolved
+from runtime.formats.filling import check_tensors, fill, held_bytes_of
+from runtime.formats.gguf import FileRange, GGUFFile
+from runtime.formats.quantize import dequantise, dequantise_rows
+from runtime.formats.safetensors_folder import SafetensorsFolder
 from runtime.models import folder_form, gguf_form
 from runtime.models.block import Block
 from runtime.models.family import Form
@@ -21,10 +24,8 @@ from runtime.models.head import Head
 from runtime.models.names import Places, entry_places, head_places, layer_places
 from runtime.models.rope import Rope
 from runtime.models.spec import RopeSpec
-from runtime.precision import Precision, resolved
-from runtime.quantize import dequantise, dequantise_rows
-from runtime.safetensors_folder import SafetensorsFolder
-from runtime.tokenizer import Tokenizer
+from runtime.text.folder_tokenizer import folder_tokenizer
+from runtime.text.tokenizer import Tokenizer
 
 __all__ = ["Checkpoint", "Head"]
 
@@ -66,6 +67,15 @@ class Checkpoint:
             return cls(folder, folder_form(folder.config), precision)
         file = GGUFFile.open(path)
         return cls(file, gguf_form(file.metadata), precision)
+
+    def at(self, precision: Precision) -> Checkpoint:
+        """The same model, its weights to be held with this precision."""
+        precision = resolved(precision)
+        if precision is self.precision:
+            return self
+        other = copy(self)
+        other.precision = precision
+        return other
 
     def profile(self) -> ModelProfile:
         """What the planner needs, from the header alone; bytes as held in memory."""

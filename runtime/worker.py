@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from runtime.team import assemble
+from runtime.compute.team import assemble
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.library import DEFAULT_MODEL
 from apps.local_mesh import Device
 from apps.measure import Generation, generate, generate_and, recovery
+from apps.models.library import DEFAULT_MODEL
 from mesh.config import StateFolder
 from mesh.trust import MeshSecret
 from tests.lan import Lan, why_not

@@ -32,8 +32,8 @@ class Potluck:
 
     def __init__(self, model: Path, threads: int) -> None:
         from planner.plan import Span
+        from runtime.compute.team import assemble
         from runtime.stage import Stage
-        from runtime.team import assemble
         from runtime.weights import Checkpoint
 
         assemble(threads)
@@ -141,7 +141,6 @@ class LlamaCppPython:
 
     def prefill(self, tokens: list[int]) -> float:
         self._llama.reset()
-        self._llama._ctx.memory_seq_rm(-1, -1, -1)  # noqa: SLF001 - it has no public way
         started_s = time.perf_counter()
         self._llama.eval(tokens)
         return time.perf_counter() - started_s

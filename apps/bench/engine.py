@@ -20,7 +20,7 @@ from apps.bench.contenders import rivals
 from apps.bench.perplexity import perplexities
 from apps.bench.report import Goal, Report, Row
 from mesh.errors import ConfigError
-from runtime.precision import Precision
+from runtime.compute.precision import Precision
 
 PREFILL_TOKENS: Final = 512
 DECODE_TOKENS: Final = 64

@@ -14,10 +14,10 @@ import torch
 
 from mesh.errors import ModelNotFound
 from planner.plan import Span
+from runtime.compute.precision import Precision
 from runtime.kv_cache import SessionCache
-from runtime.model_files import PACKAGE
 from runtime.models.block import Run
-from runtime.precision import Precision
+from runtime.stored.model_files import PACKAGE
 from runtime.weights import Checkpoint
 
 TOKENS: Final = 4088

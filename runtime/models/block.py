@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime import kernels
+from runtime.compute import kernels
+from runtime.compute.linear import Linear
 from runtime.kv_cache import LayerCache
-from runtime.linear import Linear
 from runtime.models.rope import Rope, rotate
 from runtime.models.spec import Activation, DecoderSpec, NormKind
 

@@ -1,7 +1,7 @@
 """The parts that encoders and encoder-decoders share, smallest first. One sequence at a time.
 
 Shapes: S rows of this pass, T rows that are attended to, H heads, D head dim. The parameters are
-made empty; `runtime.seq2seq_weights` fills them.
+made empty; `runtime.seq2seq.weights` fills them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.linear import Linear
+from runtime.compute.linear import Linear
 from runtime.models.seq2seq_spec import (
     Nonlinearity,
     RelativePositions,

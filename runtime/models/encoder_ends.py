@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mesh.errors import GenerationFailed, PromptTooLong
-from runtime.linear import Linear
+from runtime.compute.linear import Linear
 from runtime.models.encoder_block import Norm, activate, parameter
 from runtime.models.seq2seq_spec import MelEntrySpec, Seq2SeqSpec, TokenEntrySpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from runtime.linear import Linear
+from runtime.compute.linear import Linear
 from runtime.models.block import hidden_norm
 from runtime.models.spec import DecoderSpec
 

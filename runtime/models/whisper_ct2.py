@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mesh.errors import BadModelFile, UnsupportedModel
-from runtime.gguf import TensorInfo
+from runtime.formats.gguf import TensorInfo
 
 SPEC: Final = "WhisperSpec"
 HEAD_DIM: Final = 64  # of every Whisper

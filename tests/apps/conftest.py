@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from apps.local_mesh import Device
-from apps.profiles import SCRATCH_BYTES
+from apps.planning.profiles import SCRATCH_BYTES
 from planner.cost import predict
 from planner.plan import Capacity, Share, Span, Stage
 from planner.profile import Cluster, Curve, DeviceProfile

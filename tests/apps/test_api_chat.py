@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 import torch
 
-from runtime.gguf import GGUFFile
-from runtime.tokenizer import Tokenizer
+from runtime.formats.gguf import GGUFFile
+from runtime.text.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.apps.conftest import LAYERS, TinyMesh
 from tests.runtime.chat_model import (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from apps.api_logprobs import chat_logprobs, completion_logprobs
+from apps.api.logprobs import chat_logprobs, completion_logprobs
 from runtime.chosen import Chosen
-from runtime.tokenizer import Tokenizer
-from runtime.vocabulary import Vocabulary
+from runtime.text.tokenizer import Tokenizer
+from runtime.text.vocabulary import Vocabulary
 from tests.runtime.tiny_model import tokenizer_metadata
 
 

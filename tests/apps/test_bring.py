@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from apps import bringer as bringer_module
-from apps import rollout
-from apps.bringer import Bringer
-from apps.fetcher import Fetcher
-from apps.library import Library
-from apps.model_messages import BRING_SHARE, BringReply, BringRequest, TransferState
-from apps.plan_messages import ModelRef, Outcome, Wish
-from apps.refusals import MAX_REFUSALS, Refusals
-from apps.rollout import DeviceLacks, DeviceRefused, DeviceUnable, bring_shares
+from apps.models import bringer as bringer_module
+from apps.models.bringer import Bringer
+from apps.models.fetcher import Fetcher
+from apps.models.library import Library
+from apps.models.messages import BRING_SHARE, BringReply, BringRequest, TransferState
+from apps.planning import rollout
+from apps.planning.messages import ModelRef, Outcome, Wish
+from apps.planning.refusals import MAX_REFUSALS, Refusals
+from apps.planning.rollout import DeviceLacks, DeviceRefused, DeviceUnable, bring_shares
 from mesh.codec import to_plain
 from mesh.errors import DiskFull, LinkClosed, ModelNotFound, PotluckError, WeightsMissing
 from mesh.ids import ModelId, PeerId

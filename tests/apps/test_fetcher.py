@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from apps.fetcher import Fetcher
-from apps.model_messages import FIND_MODEL, HAVE_MODEL, NOTHING, FindReply, HaveReply, Pull
-from apps.plan_messages import ModelRef
-from apps.shelf import Shelf
+from apps.models.fetcher import Fetcher
+from apps.models.messages import FIND_MODEL, HAVE_MODEL, NOTHING, FindReply, HaveReply, Pull
+from apps.models.shelf import Shelf
+from apps.planning.messages import ModelRef
 from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.errors import LinkClosed, ModelNotFound

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest_asyncio
 
 from apps.client import ApiError
 from apps.local_mesh import Device
-from runtime.layout import files_of, layout_of
-from runtime.manifest import Manifest, make_manifest
+from runtime.stored.layout import files_of, layout_of
+from runtime.stored.manifest import Manifest, make_manifest
 from runtime.weights import Checkpoint
 from tests.apps.test_models_mesh import fetched, get, put
 from tests.chaos import Home
@@ -80,7 +81,8 @@ async def pull(street: Street) -> str:
 
 async def forget(street: Street) -> None:
     async with street.taker.client() as client:
-        await client.post("/potluck/rm", {"name": "house"})
+        with suppress(ApiError):  # whichever test comes first, nothing of it is there yet
+            await client.post("/potluck/rm", {"name": "house"})
     assert not street.copy(2).exists()
 
 
@@ -141,9 +143,14 @@ async def test_a_copy_that_rots_is_named_and_its_pieces_come_from_the_other(
             file.write(b"\xff\x00\xff")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = len(street.taker.events)
-    assert await pull(street) == "from the other devices"
-    assert street.copy(2).read_bytes() == street.data
-    said = [e["text"] for e in street.taker.events[after:] if e["event"] == "damaged-piece"]
+    said: list[str] = []
+    for _ in range(5):  # until it is asked at all: on a busy machine the other one may give it all
+        assert await pull(street) == "from the other devices"
+        assert street.copy(2).read_bytes() == street.data
+        said = [e["text"] for e in street.taker.events[after:] if e["event"] == "damaged-piece"]
+        if said:
+            break
+        await forget(street)
     assert said
     assert all("device1 gave a damaged piece of house" in text for text in said)
 

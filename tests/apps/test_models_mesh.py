@@ -15,11 +15,11 @@ import pytest_asyncio
 from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.measure import generate
-from apps.profiles import SCRATCH_BYTES
+from apps.planning.profiles import SCRATCH_BYTES
 from planner.plan import Span
-from runtime.layout import files_of, layout_of, share_of
-from runtime.manifest import Manifest, make_manifest
-from runtime.tokenizer import Tokenizer
+from runtime.stored.layout import files_of, layout_of, share_of
+from runtime.stored.manifest import Manifest, make_manifest
+from runtime.text.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.apps.conftest import CONTEXT, SESSIONS, needed_bytes
 from tests.apps.test_cli import potluck

@@ -7,8 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.pace import SPAN_S, Pace
-from apps.piece_queue import PieceQueue, window_bytes
+from apps.models.pace import SPAN_S, Pace
+from apps.models.piece_queue import PieceQueue, window_bytes
 from mesh.limits import MAX_WINDOW_BYTES, MIN_WINDOW_BYTES
 from tests.runtime.room import peer
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from apps.hub import HubFile, HubSource, choose, parse_hub
-from apps.library import Library
-from apps.pulls import Pulls
-from apps.shelf import Shelf, file_name
+from apps.models.hub import HubFile, HubSource, choose, parse_hub
+from apps.models.library import Library
+from apps.models.pulls import Pulls
+from apps.models.shelf import Shelf, file_name
 from mesh.errors import BadModelFile, ConfigError, DiskFull, ModelError, ModelInUse, PullFailed
 from tests.apps.hub_server import FakeHub
 from tests.runtime.tiny_model import write_tiny_gemma

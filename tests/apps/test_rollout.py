@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from apps.plan_messages import (
+from apps.planning.messages import (
     COMMIT_PLAN,
     PREPARE_PLAN,
     ModelRef,
@@ -18,7 +18,7 @@ from apps.plan_messages import (
     Report,
     Wish,
 )
-from apps.rollout import DeviceUnable, reports, roll_out
+from apps.planning.rollout import DeviceUnable, reports, roll_out
 from mesh.codec import to_plain
 from mesh.errors import LinkClosed, RequestFailed
 from mesh.ids import PeerId

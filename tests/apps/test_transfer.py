@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from apps import source as source_module
-from apps import transfer as transfer_module
-from apps.model_messages import HaveReply
-from apps.source import Kind, fetch_manifest
+from apps.models import source as source_module
+from apps.models import transfer as transfer_module
+from apps.models.messages import HaveReply
+from apps.models.source import Kind, fetch_manifest
+from apps.models.transfer import Holder, Transfer
 from apps.timeline import Timeline
-from apps.transfer import Holder, Transfer
 from mesh.errors import DiskFull, ProtocolError, WeightsMissing
 from mesh.ids import ModelId, PeerId
 from mesh.limits import MAX_DAMAGED_PIECES, MAX_PIECE_BYTES
 from mesh.net.piece_links import PieceRequest, PieceServer
 from mesh.trust import MeshSecret
-from runtime import partial as partial_module
-from runtime.layout import ByteRange, FileSize, Layout
-from runtime.manifest import Manifest, make_manifest
-from runtime.partial import About, PartialModel
+from runtime.stored import partial as partial_module
+from runtime.stored.layout import ByteRange, FileSize, Layout
+from runtime.stored.manifest import Manifest, make_manifest
+from runtime.stored.partial import About, PartialModel
 from tests.mesh.home import DEADLINE_S, Device, device
 
 SECRET = MeshSecret.new()

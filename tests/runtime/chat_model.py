@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from runtime.gguf import GGUFFile
+from runtime.formats.gguf import GGUFFile
 from tests.runtime.gguf_writer import Stored, write_gguf
 from tests.runtime.tiny_model import tokenizer_metadata, write_tiny_gemma
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import ModelNotFound
-from runtime.model_files import cache_dir, default_model
+from runtime.stored.model_files import cache_dir, default_model
 from runtime.weights import Checkpoint
 from tests.runtime.tiny_model import write_tiny_gemma
 from tests.runtime.whole_model import WholeModel

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.gguf import GGMLType
+from runtime.formats.gguf import GGMLType
 
 
 @dataclass(frozen=True, slots=True)

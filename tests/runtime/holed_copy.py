@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.plan import Span
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 
 def holed(folder: Path, copy: Path, span: Span) -> Seq2SeqCheckpoint:

@@ -12,9 +12,8 @@ import gguf
 import pytest
 import torch
 
-from runtime.folder_tokenizer import folder_tokenizer
-from runtime.precision import Precision
-from runtime.tokenizer import Tokenizer
+from runtime.text.folder_tokenizer import folder_tokenizer
+from runtime.text.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.runtime.room import Room, make_plan
 from tests.runtime.whole_model import WholeModel
@@ -57,8 +56,8 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def gemma(gemma_path: Path) -> Checkpoint:
-    """In fp32, as transformers holds it."""
-    return Checkpoint.open(gemma_path, Precision.FP32)
+    """As it is run: the file's own numbers, of which nothing is lost."""
+    return Checkpoint.open(gemma_path)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import BadModelFile, BadPrompt
-from runtime.chat import MAX_TEMPLATE_CHARS, ChatTemplate
-from runtime.chat_messages import Chat
-from runtime.chat_shield import BREAK, Shield
-from runtime.chat_templates import BUILT_IN
-from runtime.gguf import GGUFFile
-from runtime.tokenizer import Tokenizer
-from runtime.vocabulary import Vocabulary
+from runtime.chat.built_in import BUILT_IN
+from runtime.chat.messages import Chat
+from runtime.chat.shield import BREAK, Shield
+from runtime.chat.template import MAX_TEMPLATE_CHARS, ChatTemplate
+from runtime.formats.gguf import GGUFFile
+from runtime.text.tokenizer import Tokenizer
+from runtime.text.vocabulary import Vocabulary
 from runtime.weights import Checkpoint
 from tests.runtime.chat_model import MESSAGES, TOOLS, TURNS, chat_metadata
 from tests.runtime.tiny_model import tokenizer_metadata

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime.chat import ChatTemplate
-from runtime.chat_messages import Chat
-from runtime.folder_tokenizer import folder_tokenizer
-from runtime.tokenizer import Tokenizer
+from runtime.chat.messages import Chat
+from runtime.chat.template import ChatTemplate
+from runtime.text.folder_tokenizer import folder_tokenizer
+from runtime.text.tokenizer import Tokenizer
 from tests.runtime.chat_model import MESSAGES, TURNS, write_chat_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import BadPrompt
-from runtime.chat_messages import MAX_MESSAGES, Chat
+from runtime.chat.messages import MAX_MESSAGES, Chat
 
 
 def one(**fields: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mesh.errors import BadModelFile, BadPrompt
-from runtime.chat_renderer import answer
-from runtime.chat_rendering import render
+from runtime.chat.renderer import answer
+from runtime.chat.rendering import render
 from tests.runtime.chat_model import MESSAGES, TOOLS, TURNS
 
 CALLS = [

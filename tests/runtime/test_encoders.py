@@ -10,9 +10,9 @@ import torch
 
 from mesh.errors import GenerationFailed, PromptTooLong
 from runtime.models.seq2seq_spec import Output
-from runtime.seq2seq_chain import Chain, column
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
+from runtime.seq2seq.chain import Chain, column
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 pytest.importorskip("transformers")
 from tests.runtime.random_encoders import ENCODERS, LAYERS, VOCABULARY, write_random

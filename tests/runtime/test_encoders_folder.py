@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from mesh.errors import BadModelFile, ModelNotFound, PotluckError, UnsupportedModel
-from runtime.embedder import Embedder
-from runtime.json_tokenizer import JsonTokenizer
-from runtime.pooling import Pooling, PoolingKind, read_pooling
-from runtime.seq2seq_chain import Chain, column
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
+from runtime.seq2seq.chain import Chain, column
+from runtime.seq2seq.embedder import Embedder
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.pooling import Pooling, PoolingKind, read_pooling
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
+from runtime.text.json_tokenizer import JsonTokenizer
 
 pytest.importorskip("transformers")
 import safetensors.torch as safetensors

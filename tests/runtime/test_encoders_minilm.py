@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mesh.errors import ModelNotFound, UnsupportedModel
-from runtime.embedder import Embedder
-from runtime.json_tokenizer import JsonTokenizer
-from runtime.model_packages import MINILM
-from runtime.precision import Precision
+from runtime.compute.precision import Precision
+from runtime.seq2seq.embedder import Embedder
+from runtime.stored.model_packages import MINILM
+from runtime.text.json_tokenizer import JsonTokenizer
 
 TEXTS = [
     "turn on the kitchen lights",

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from planner.plan import Span
-from runtime.layout import files_of, layout_of, share_of
-from runtime.manifest import Manifest, decode_manifest, make_manifest
-from runtime.partial import About, PartialModel
+from runtime.stored.layout import files_of, layout_of, share_of
+from runtime.stored.manifest import Manifest, decode_manifest, make_manifest
+from runtime.stored.partial import About, PartialModel
 from runtime.weights import Checkpoint
 from tests.runtime.random_checkpoints import write_folder
 

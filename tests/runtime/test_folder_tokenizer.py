@@ -23,9 +23,9 @@ from tokenizers import (
 )
 
 from mesh.errors import BadModelFile, UnsupportedModel
-from runtime.byte_level import LETTERS, WORD_RULES
-from runtime.folder_tokenizer import folder_tokenizer
-from runtime.tokenizer import TextStream, Tokenizer
+from runtime.text.byte_level import LETTERS, WORD_RULES
+from runtime.text.folder_tokenizer import folder_tokenizer
+from runtime.text.tokenizer import TextStream, Tokenizer
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and it's 12345 o'clock",

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mesh.errors import BadModelFile, ModelError, ModelNotFound, UnsupportedModel
 from mesh.ids import ModelId
-from runtime.gguf import GGMLType, GGUFFile, fingerprint
-from runtime.gguf_reader import MAX_ARRAY_DEPTH
+from runtime.formats.gguf import GGMLType, GGUFFile, fingerprint
+from runtime.formats.gguf_reader import MAX_ARRAY_DEPTH
 from tests.runtime.gguf_writer import f16, f32, string, tensor_info, typed, write_gguf
 
 NUMBERS = np.arange(64, dtype=np.float32).reshape(2, 32)

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import kernels, linear, team
-from runtime.gguf import GGMLType
-from runtime.linear import Linear, Part, held_bytes
-from runtime.matrix import as_codes
-from runtime.precision import Precision
-from runtime.quantize import dequantise
+from runtime.compute import kernels, linear, team
+from runtime.compute.linear import Linear, Part, held_bytes
+from runtime.compute.matrix import as_codes
+from runtime.compute.precision import Precision
+from runtime.formats.gguf import GGMLType
+from runtime.formats.quantize import dequantise
 
 QUANTISED = [kind for kind in GGMLType if kind.block_weights > 1]
 FLOATS = [kind for kind in GGMLType if kind.block_weights == 1]

@@ -14,9 +14,9 @@ from mesh.errors import BadModelFile, ProtocolError
 from mesh.ids import ModelId
 from mesh.limits import MAX_PIECE_BYTES
 from planner.plan import Span
-from runtime.gguf import FINGERPRINT_SAMPLE_BYTES
-from runtime.layout import ByteRange, FileSize, Layout, files_of, layout_of, share_of
-from runtime.manifest import Manifest, cut, decode_manifest, make_manifest
+from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES
+from runtime.stored.layout import ByteRange, FileSize, Layout, files_of, layout_of, share_of
+from runtime.stored.manifest import Manifest, cut, decode_manifest, make_manifest
 from runtime.weights import Checkpoint
 from tests.runtime.tiny_model import write_tiny_gemma
 

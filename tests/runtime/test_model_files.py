@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mesh.errors import ModelError, ModelNotFound
-from runtime.model_files import DEFAULT_FILE, PACKAGE, cache_dir, default_model
+from runtime.stored.model_files import DEFAULT_FILE, PACKAGE, cache_dir, default_model
 
 
 def install(monkeypatch: pytest.MonkeyPatch, assemble: object) -> None:

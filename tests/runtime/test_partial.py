@@ -10,10 +10,10 @@ import pytest
 
 from mesh.errors import BadModelFile, DiskFull, WeightsMissing
 from mesh.ids import ModelId
-from runtime import partial as partial_module
-from runtime.layout import ByteRange, FileSize, Layout
-from runtime.manifest import Manifest, make_manifest
-from runtime.partial import About, DamagedPiece, PartialModel
+from runtime.stored import partial as partial_module
+from runtime.stored.layout import ByteRange, FileSize, Layout
+from runtime.stored.manifest import Manifest, make_manifest
+from runtime.stored.partial import About, DamagedPiece, PartialModel
 
 ABOUT = About("house", "hf:somebody/house:house.gguf")
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.gguf import GGMLType
-from runtime.quantize import CHUNK_WEIGHTS, dequantise, dequantise_rows
+from runtime.formats.gguf import GGMLType
+from runtime.formats.quantize import CHUNK_WEIGHTS, dequantise, dequantise_rows
 from runtime.weights import Checkpoint
 
 

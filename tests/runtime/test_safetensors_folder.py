@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from mesh.errors import BadModelFile, GenerationFailed, ModelNotFound, UnsupportedModel
 from planner.plan import Span
-from runtime.gguf import GGMLType
-from runtime.precision import Precision
-from runtime.quantize import dequantise
-from runtime.safetensors_folder import SafetensorsFolder
+from runtime.compute.precision import Precision
+from runtime.formats.gguf import GGMLType
+from runtime.formats.quantize import dequantise
+from runtime.formats.safetensors_folder import SafetensorsFolder
 from runtime.weights import Checkpoint
 from tests.runtime.random_checkpoints import write_folder
 from tests.runtime.test_weights import copy_with_holes

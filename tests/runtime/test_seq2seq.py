@@ -15,10 +15,10 @@ from mesh.ids import SessionId
 from runtime.models.encoder_block import _buckets
 from runtime.models.seq2seq_spec import RelativePositions
 from runtime.sampling import Sampling
-from runtime.seq2seq_chain import Chain, column
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_stage import Seq2SeqStage
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
+from runtime.seq2seq.chain import Chain, column
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.stage import Seq2SeqStage
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 pytest.importorskip("transformers")
 from tests.runtime.holed_copy import holed

@@ -11,7 +11,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mesh.errors import PromptTooLong, UnsupportedModel
-from runtime.text_to_text import TextToText
+from runtime.seq2seq.text_to_text import TextToText
 
 pytest.importorskip("transformers")
 import transformers

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import BadModelFile, GenerationFailed, UnsupportedModel
-from runtime.bpe import merge
-from runtime.byte_level import LETTERS, WORD_RULES
-from runtime.gguf import GGUFFile
-from runtime.tokenizer import TextStream, Tokenizer
-from runtime.vocabulary import Vocabulary
+from runtime.formats.gguf import GGUFFile
+from runtime.text.bpe import merge
+from runtime.text.byte_level import LETTERS, WORD_RULES
+from runtime.text.tokenizer import TextStream, Tokenizer
+from runtime.text.vocabulary import Vocabulary
 from runtime.weights import Checkpoint
 from tests.runtime.gguf_writer import write_gguf
 from tests.runtime.tiny_model import tiny_tokens, tokenizer_metadata

@@ -14,8 +14,8 @@ from torch import nn
 
 from mesh.errors import BadModelFile, GenerationFailed, UnsupportedModel
 from planner.plan import Span
-from runtime.gguf import GGUFFile
-from runtime.precision import Precision
+from runtime.compute.precision import Precision
+from runtime.formats.gguf import GGUFFile
 from runtime.weights import Checkpoint
 from tests.runtime.gguf_writer import Stored, f32, write_gguf
 from tests.runtime.tiny_model import tiny_metadata, tiny_tensors

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from mesh.errors import BadPrompt, ConfigError, ModelNotFound, UnsupportedModel
-from runtime.mel import SAMPLE_RATE, log_mel
-from runtime.model_packages import WHISPER
-from runtime.precision import Precision
-from runtime.quantize import dequantise
-from runtime.seq2seq_chain import Chain
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
-from runtime.transcriber import Transcriber
+from runtime.compute.precision import Precision
+from runtime.formats.quantize import dequantise
+from runtime.seq2seq.chain import Chain
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.mel import SAMPLE_RATE, log_mel
+from runtime.seq2seq.transcriber import Transcriber
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
+from runtime.stored.model_packages import WHISPER
 
 COMMANDS = [
     "turn on the kitchen lights",
@@ -145,7 +145,7 @@ def test_logits_are_those_of_transformers(
 ) -> None:
     from mesh.ids import SessionId
     from runtime.sampling import Sampling
-    from runtime.seq2seq_chain import column
+    from runtime.seq2seq.chain import column
 
     (stage,) = whisper.chain.stages
     for number, pcm in enumerate(commands[:5]):

@@ -11,10 +11,10 @@ import torch
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from planner.plan import Span
-from runtime.seq2seq_chain import Chain
-from runtime.seq2seq_folder import open_folder
-from runtime.seq2seq_stage import Seq2SeqStage
-from runtime.seq2seq_weights import Seq2SeqCheckpoint
+from runtime.seq2seq.chain import Chain
+from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.stage import Seq2SeqStage
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 pytest.importorskip("transformers")
 import transformers

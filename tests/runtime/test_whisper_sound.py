@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import BadModelFile, ModelNotFound, PotluckError, UnsupportedModel
-from runtime.ctranslate2 import CTranslate2File
-from runtime.gguf import GGMLType
-from runtime.mel import SAMPLE_RATE, log_mel
-from runtime.transcriber import looping, pieces
+from runtime.formats.ctranslate2 import CTranslate2File
+from runtime.formats.gguf import GGMLType
+from runtime.seq2seq.mel import SAMPLE_RATE, log_mel
+from runtime.seq2seq.transcriber import looping, pieces
 from tests.runtime.ctranslate2_writer import text, variable
 
 

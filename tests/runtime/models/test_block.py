@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.gguf import GGMLType
+from runtime.compute.linear import Linear, Part
+from runtime.compute.precision import Precision
+from runtime.formats.gguf import GGMLType
 from runtime.kv_cache import LayerCache
-from runtime.linear import Linear, Part
 from runtime.models.block import Block, Run, visible
 from runtime.models.rope import Rope
 from runtime.models.rope import rotate as turned
@@ -27,7 +28,6 @@ from runtime.models.spec import (
     NormKind,
     RopeSpec,
 )
-from runtime.precision import Precision
 
 SPEC = DecoderSpec(
     architecture="test",

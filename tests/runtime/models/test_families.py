@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.precision import Precision
+from runtime.compute.precision import Precision
 from runtime.weights import Checkpoint
 from tests.runtime.gguf_from_folder import write_as_gguf
 from tests.runtime.random_checkpoints import VARIANTS, VOCABULARY, make_model

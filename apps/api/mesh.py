@@ -1,0 +1,148 @@
+"""The mesh face: /potluck/..., what the command and other local programs ask of this device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+
+from apps.api.http import BadRequest
+from apps.generator import Generator
+from apps.planning.installer import Installer
+from apps.planning.messages import PREVIEW_PLAN
+from apps.planning.preview import plan_as_dict
+from apps.settings import Settings
+from apps.timeline import Timeline
+from mesh.codec import to_plain
+from mesh.errors import NoLeader
+from mesh.net.tensor_links import TensorLinks
+from mesh.node import Node
+from mesh.trust import MeshSecret
+from planner.plan import Plan
+from runtime.holdings import Holdings
+from runtime.pipeline import Pipeline
+
+PREVIEW_TIMEOUT_S = 300.0  # the first preview measures every device
+EVENTS_WAIT_S = 25.0  # a long poll; shorter than what proxies and clients give up at
+LEADER_WAIT_S = 5.0
+
+
+class MeshRoutes:
+    """Handlers over one device's parts."""
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        links: TensorLinks,
+        generator: Generator,
+        installer: Installer,
+        holdings: Holdings,
+        pipeline: Pipeline,
+        timeline: Timeline,
+        settings: Settings,
+        secret: MeshSecret,
+        leave: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._node = node
+        self._links = links
+        self._generator = generator
+        self._installer = installer
+        self._holdings = holdings
+        self._pipeline = pipeline
+        self._timeline = timeline
+        self._settings = settings
+        self._secret = secret
+        self._leave = leave
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_get("/potluck/status", self.status)
+        app.router.add_get("/potluck/plan", self.plan)
+        app.router.add_get("/potluck/events", self.events)
+        app.router.add_post("/potluck/invite", self.invite)
+        app.router.add_post("/potluck/leave", self.leave)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Who is here, who leads, what runs where, and what this device holds and has refused."""
+        view = self._node.view
+        plan = self._installer.plan
+        return web.json_response(
+            {
+                "device": {"id": str(view.me), "name": self._settings.name},
+                "mesh": {
+                    "leader": view.leader,
+                    "epoch": view.epoch.counter if view.epoch else None,
+                    "version": view.version,
+                    "members": [self._member(member.peer, plan) for member in view.members],
+                },
+                "plan": plan_as_dict(plan) if plan else None,
+                "holds": {
+                    "layers": list(self._holdings.layers),
+                    "head": self._holdings.has_head,
+                    "bytes": self._holdings.size_bytes,
+                    "limit_bytes": self._holdings.memory_bytes,
+                },
+                "conversations": self._pipeline.conversations,
+                "refused_frames": dict(self._pipeline.refused),
+            }
+        )
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """Every candidate for a model, and the one that would be chosen. Installs nothing."""
+        model = request.query.get("model")
+        if not model:
+            raise BadRequest("name the model: /potluck/plan?model=NAME")
+        wish = await self._generator.wish(model)
+        try:
+            view = await self._node.wait_for(
+                lambda view: view.leader is not None, timeout_s=LEADER_WAIT_S
+            )
+        except TimeoutError:
+            raise NoLeader("the mesh has no leader yet; try again in a moment") from None
+        assert view.leader is not None
+        body = await self._node.request(
+            view.leader, PREVIEW_PLAN, to_plain(wish), PREVIEW_TIMEOUT_S
+        )
+        return web.json_response(body)
+
+    async def events(self, request: web.Request) -> web.Response:
+        """The timeline after event `since`; with `wait=1` it answers when there is something."""
+        try:
+            since = int(request.query.get("since", "0"))
+        except ValueError:
+            raise BadRequest("'since' must be the number of an event") from None
+        events = self._timeline.since(since)
+        if not events and request.query.get("wait") == "1":
+            try:
+                async with asyncio.timeout(EVENTS_WAIT_S):
+                    events = await self._timeline.wait_since(since)
+            except TimeoutError:
+                pass  # nothing happened; the client asks again
+        return web.json_response({"events": [asdict(event) for event in events]})
+
+    async def invite(self, request: web.Request) -> web.Response:
+        """What another device has to know to be let in."""
+        return web.json_response({"code": self._secret.join_code})
+
+    async def leave(self, request: web.Request) -> web.Response:
+        """Says goodbye to the others and forgets the mesh; the daemon ends after the answer."""
+        await self._leave()
+        return web.json_response({"left": True})
+
+    def _member(self, peer: Any, plan: Plan | None) -> dict[str, Any]:
+        member = self._node.view.find(peer)
+        assert member is not None
+        layers = plan.layers_of(peer) if plan else None
+        stats = asdict(self._links.stats(peer)) if peer != self._node.view.me else None
+        return {
+            "id": str(member.peer),
+            "name": member.name,
+            "health": member.health.value,
+            "incarnation": member.incarnation,
+            "address": str(member.address) if member.address else None,
+            "layers": [layers.first, layers.last] if layers else None,
+            "link": stats,
+        }

@@ -1,0 +1,1 @@
+"""The leader's loop and every device's side of a plan."""

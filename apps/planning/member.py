@@ -1,0 +1,133 @@
+"""A device's answers to the leader and to the owners of sessions: every request of the packages
+above the mesh ends here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apps.models.sharing import Sharing
+from apps.planning.coordinator import Coordinator
+from apps.planning.installer import Installer
+from apps.planning.messages import (
+    COMMIT_PLAN,
+    PREPARE_PLAN,
+    PREVIEW_PLAN,
+    PROFILE_DEVICE,
+    REPORT_PLAN,
+    WANT_PLAN,
+    Commit,
+    OpenReply,
+    Outcome,
+    Prepare,
+    PrepareReply,
+    ProfileRequest,
+    Wish,
+)
+from apps.planning.preview import choice_as_dict
+from apps.planning.profiles import Profiles
+from mesh.codec import from_plain, to_plain
+from mesh.errors import Busy, PotluckError, StaleEpoch
+from mesh.ids import PeerId
+from mesh.node import Node
+from runtime.pipeline import Pipeline
+from runtime.session_messages import (
+    CLOSE_SESSION,
+    OPEN_SESSION,
+    STEP_FAILED,
+    CloseSession,
+    OpenSession,
+    StepFailed,
+)
+from runtime.steps import Steps
+
+
+class MemberRole:
+    """Registers a handler per topic on the node."""
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        installer: Installer,
+        coordinator: Coordinator,
+        profiles: Profiles,
+        pipeline: Pipeline,
+        steps: Steps,
+        sharing: Sharing,
+    ) -> None:
+        self._node = node
+        self._installer = installer
+        self._coordinator = coordinator
+        self._profiles = profiles
+        self._pipeline = pipeline
+        self._steps = steps
+        self._sharing = sharing
+        node.on_request(WANT_PLAN, self._want)
+        node.on_request(PREVIEW_PLAN, self._preview)
+        node.on_request(REPORT_PLAN, self._report)
+        node.on_request(PREPARE_PLAN, self._prepare)
+        node.on_request(COMMIT_PLAN, self._commit)
+        node.on_request(PROFILE_DEVICE, self._profile)
+        node.on_request(OPEN_SESSION, self._open_session)
+        node.on_notice(CLOSE_SESSION, self._close_session)
+        node.on_notice(STEP_FAILED, self._step_failed)
+
+    # --- plans ------------------------------------------------------------------------------------
+
+    async def _want(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(await self._coordinator.want(from_plain(Wish, body)))
+
+    async def _preview(self, peer: PeerId, body: Any) -> Any:
+        choice = await self._coordinator.preview(from_plain(Wish, body))
+        names = {member.peer: member.name for member in self._node.view.members}
+        return choice_as_dict(choice, names)
+
+    async def _report(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(self._installer.report())
+
+    async def _profile(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(await self._profiles.answer(from_plain(ProfileRequest, body)))
+
+    async def _prepare(self, peer: PeerId, body: Any) -> Any:
+        request: Prepare = from_plain(Prepare, body)
+        try:
+            self._check_leader(peer)
+            await self._installer.prepare(request, self._node.view.epoch)
+        except StaleEpoch as error:
+            return to_plain(PrepareReply(Outcome.RETRY, str(error)))
+        except (PotluckError, OSError, MemoryError, RuntimeError) as error:
+            # A damaged file, a disk that fails, memory that is gone: this device is out.
+            return to_plain(PrepareReply(Outcome.IMPOSSIBLE, str(error) or type(error).__name__))
+        return to_plain(PrepareReply(Outcome.OK, ""))
+
+    async def _commit(self, peer: PeerId, body: Any) -> Any:
+        request: Commit = from_plain(Commit, body)
+        self._check_leader(peer)
+        await self._installer.commit(request, self._node.view.epoch)
+        self._sharing.on_plan(request.wish.model)
+
+    def _check_leader(self, peer: PeerId) -> None:
+        if peer != self._node.view.leader:
+            raise StaleEpoch(f"{peer.short} does not lead here; plans come from the leader")
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    async def _open_session(self, peer: PeerId, body: Any) -> Any:
+        request: OpenSession = from_plain(OpenSession, body)
+        if request.owner != peer:
+            raise StaleEpoch(f"{peer.short} opens a session for {request.owner.short}")
+        try:
+            held = self._pipeline.open(request)
+        except Busy as error:
+            return to_plain(OpenReply(Outcome.BUSY, str(error)))
+        except StaleEpoch as error:
+            return to_plain(OpenReply(Outcome.RETRY, str(error)))
+        return to_plain(OpenReply(Outcome.OK, "", held))
+
+    async def _close_session(self, peer: PeerId, body: Any) -> None:
+        request: CloseSession = from_plain(CloseSession, body)
+        self._pipeline.close(request.session, peer, request.prefix)
+
+    async def _step_failed(self, peer: PeerId, body: Any) -> None:
+        self._steps.on_step_failed(from_plain(StepFailed, body))

@@ -1,0 +1,138 @@
+"""The road: what a session needs of the mesh, from a plan in force to a place on every stage."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from apps.planning.installer import Installer
+from apps.planning.messages import WANT_PLAN, OpenReply, Outcome, WantReply, Wish
+from apps.timeline import Timeline
+from mesh.codec import from_plain, to_plain
+from mesh.errors import Busy, LinkError, PlanError, RequestFailed, StaleEpoch
+from mesh.ids import PeerId, SessionId
+from mesh.node import Node
+from planner.plan import Plan
+from runtime.session import Session
+from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
+
+# A plan may take as long as a large model needs over a slow link. Devices that vanish meanwhile, or
+# get nothing more, end the request at once, so this only bounds a home that never settles.
+PLAN_TIMEOUT_S = 4 * 3600.0
+LEADER_TIMEOUT_S = 10.0  # an election takes under two seconds once a death is seen
+OPEN_TIMEOUT_S = 5.0
+BUSY_WAIT_S = 30.0  # how long a conversation queues for a place before the client is told
+ASK_AGAIN_S = 0.2  # between two questions to a mesh that is changing, or full
+
+
+class MeshRoad:
+    """Implements `runtime.session.Road` for one model."""
+
+    def __init__(self, node: Node, installer: Installer, timeline: Timeline, wish: Wish) -> None:
+        self._node = node
+        self._installer = installer
+        self._timeline = timeline
+        self._wish = wish
+        self._paused_s = 0.0
+
+    async def plan(self) -> Plan:
+        """The plan in force for the model. Raises PlanError in the leader's words, or Busy."""
+        reason = "the mesh has no leader"
+        try:
+            async with asyncio.timeout(PLAN_TIMEOUT_S):
+                while True:
+                    reply = await self._want()
+                    reason = reply.reason
+                    if reply.plan is not None and reply.wish is not None:
+                        try:
+                            return await self._usable(reply.plan, reply.wish)
+                        except StaleEpoch as error:
+                            reason = str(error)
+                    if reply.outcome is Outcome.IMPOSSIBLE:
+                        raise PlanError(reason)
+                    if reply.outcome is Outcome.BUSY:
+                        raise Busy(reason)
+                    await asyncio.sleep(ASK_AGAIN_S)
+        except TimeoutError:
+            raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
+
+    async def open(self, plan: Plan, request: OpenSession) -> int:
+        """Takes a place on every stage, waiting a while for one to become free.
+
+        In the order of the stages, so that of two owners one gets all its places. Returns how many
+        tokens of the prompt all of them have.
+        """
+        deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
+        while True:
+            refusal, held = await self._open_all(plan, request)
+            if refusal is None:
+                return held
+            if refusal.outcome is not Outcome.BUSY:
+                raise StaleEpoch(refusal.reason)
+            if asyncio.get_running_loop().time() > deadline_s:
+                raise Busy(refusal.reason)
+            await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _open_all(self, plan: Plan, request: OpenSession) -> tuple[OpenReply | None, int]:
+        """The first refusal, and then every place taken so far is given back; what all hold."""
+        held = []
+        for stage in plan.stages:
+            reply = await self._open_on(stage.device, request)
+            if reply.outcome is not Outcome.OK:
+                await self.close(plan, request.session, b"")
+                return reply, 0
+            held.append(reply.held)
+        return None, min(held)
+
+    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
+        body = to_plain(CloseSession(session, prefix))
+        for stage in plan.stages:
+            with suppress(LinkError):  # a device that is gone has closed everything
+                await self._node.notify(stage.device, CLOSE_SESSION, body)
+
+    def paused(self, session: Session, reason: str) -> None:
+        self._paused_s = asyncio.get_running_loop().time()
+        self._timeline.note(
+            "paused", f"conversation {session.session_id[:8]} pauses: {reason}", reason=reason
+        )
+
+    def resumed(self, session: Session) -> None:
+        paused_ms = (asyncio.get_running_loop().time() - self._paused_s) * 1e3
+        tokens = len(session.wanted.prompt) + len(session.generated)
+        self._timeline.note(
+            "resumed",
+            f"conversation {session.session_id[:8]} goes on after {paused_ms:.0f} ms, "
+            f"{tokens} tokens replayed",
+            paused_ms=paused_ms,
+            replayed_tokens=tokens,
+        )
+
+    async def _usable(self, plan: Plan, wish: Wish) -> Plan:
+        """A plan in force here, on devices that are here; else raises StaleEpoch."""
+        await self._installer.wait_in_force(plan, wish)
+        view = self._node.view
+        for device in plan.devices:
+            if not view.is_here(device):  # we saw it go; the leader will in a moment
+                raise StaleEpoch(f"{device.short} is gone")
+        return plan
+
+    async def _want(self) -> WantReply:
+        try:
+            view = await self._node.wait_for(
+                lambda view: view.leader is not None, timeout_s=LEADER_TIMEOUT_S
+            )
+            assert view.leader is not None
+            body = await self._node.request(
+                view.leader, WANT_PLAN, to_plain(self._wish), PLAN_TIMEOUT_S
+            )
+        except TimeoutError:
+            return WantReply(Outcome.RETRY, "the mesh has no leader")
+        except (LinkError, RequestFailed) as error:
+            return WantReply(Outcome.RETRY, str(error))
+        reply: WantReply = from_plain(WantReply, body)
+        return reply
+
+    async def _open_on(self, device: PeerId, request: OpenSession) -> OpenReply:
+        body = await self._node.request(device, OPEN_SESSION, to_plain(request), OPEN_TIMEOUT_S)
+        reply: OpenReply = from_plain(OpenReply, body)
+        return reply

@@ -1,0 +1,1 @@
+"""Encoders and encoder-decoders: sentence vectors, text to text, speech to text."""
