@@ -144,7 +144,7 @@ def download(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_error(error, target.parent) from None
         raise _in_words(error, model.source) from None
-    except Exception as error:
+    except Exception as error:  # as in `look`
         raise _in_words(error, model.source) from None
     _check(target, file, model.source)
 
@@ -170,7 +170,7 @@ class _Growing:
             view = view[self._file.write(view) :]
         try:
             self._on_bytes(len(data))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the library must not take it for its own
             raise _Ended(error) from None
         return len(data)
 

@@ -18,7 +18,7 @@ from runtime.formats.gguf import GGMLType
 from runtime.formats.quantize import Bytes, dequantise
 
 FP32_BYTES, BF16_BYTES = 4, 2
-# Weights turned into fp32 at once for a matrix product: 4 MB, whatever the size of the matrix.
+# Weights turned into fp32 at once for a matrix product: 16 MB, whatever the size of the matrix.
 SCRATCH_WEIGHTS: Final = 1 << 22
 
 

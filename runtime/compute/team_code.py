@@ -5,8 +5,8 @@ helpers look at one word of memory. The word holds the number of the job and how
 are left; whoever takes one away by compare-and-exchange owns that piece. A helper that is late, or
 that the system has put aside, has claimed nothing, and the others do the work.
 
-Who looks does not tell the processor so: in a virtual machine a pause in a loop is taken as a
-reason to give the core to somebody else.
+Who looks does not tell the processor so: with a pause in the loop, two threads were no faster than
+one in the virtual machine that this was measured on.
 """
 
 from __future__ import annotations

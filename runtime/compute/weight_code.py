@@ -1,6 +1,6 @@
 """How the weights of a row become fp32 in registers, for each form that they are held in.
 
-In LLVM's language, a group of weights at a time. Blocks of a GGUF file are read where they lie:
+In LLVM's language, a group of weights at a time. Blocks of a GGUF file are read as they are:
 `runtime.formats.quantize` says what is in them.
 """
 
@@ -24,9 +24,8 @@ BYTE, HALF, FLOAT, INT16, INT32, INT64 = (
 BYTES, FLOATS = BYTE.as_pointer(), FLOAT.as_pointer()
 CONTRACT = ("contract",)  # a product and a sum may become one instruction; nothing is reordered
 # How far ahead of the row in hand its bytes are asked for: a matrix is read once, from memory, and
-# the processor's own guess ends with each short row. 12 GB/s instead of 6 on one core.
-AHEAD_BYTES = 2048  # for each row of a tile
-
+# the processor's own guess ends with each short row. 11 GB/s instead of 6 on one core.
+AHEAD_BYTES = 2048
 
 BLOCK_BYTES: Final = {Form.Q8_0: 34, Form.Q5_0: 22, Form.Q4_0: 18, Form.BF16: 64}
 
@@ -77,7 +76,7 @@ class CodesRow(Row):
 
 
 class BlockRow(Row):
-    """Blocks of 32 weights, as they lie in the file: first a half-precision scale, then codes."""
+    """Blocks of 32 weights, as the file has them: first a half-precision scale, then codes."""
 
     def __init__(
         self,
