@@ -16,12 +16,11 @@ from runtime.models.seq2seq_names import (
     table,
 )
 from runtime.models.seq2seq_spec import (
-    Nonlinearity,
     Seq2SeqSpec,
     StackSpec,
     TokenEntrySpec,
 )
-from runtime.models.spec import NormKind
+from runtime.models.spec import Activation, NormKind
 
 ARCHITECTURE: Final = "bert"
 WORDS: Final = "embeddings.word_embeddings.weight"
@@ -32,7 +31,7 @@ EXITS: Final = ExitNames(
     masked_weight="cls.predictions.decoder.weight",
     masked_bias="cls.predictions.bias",
     classes_transform="pooler.dense",
-    classes_nonlinearity=Nonlinearity.TANH,
+    classes_nonlinearity=Activation.TANH,
 )
 LAYERS: Final = LayerNames(
     prefix="encoder.layer.{}.",

@@ -29,6 +29,7 @@ ACTIVATIONS: Final[Mapping[Activation, Callable[[Tensor], Tensor]]] = {
     Activation.GELU: F.gelu,
     Activation.SILU: F.silu,
     Activation.RELU: F.relu,
+    Activation.TANH: torch.tanh,
 }
 
 

@@ -16,12 +16,11 @@ from runtime.models.seq2seq_names import (
     table,
 )
 from runtime.models.seq2seq_spec import (
-    Nonlinearity,
     Seq2SeqSpec,
     StackSpec,
     TokenEntrySpec,
 )
-from runtime.models.spec import NormKind
+from runtime.models.spec import Activation, NormKind
 
 ARCHITECTURE: Final = "distilbert"
 WORDS: Final = "embeddings.word_embeddings.weight"
@@ -33,7 +32,7 @@ EXITS: Final = ExitNames(
     masked_weight="vocab_projector.weight",
     masked_bias="vocab_projector.bias",
     classes_transform="pre_classifier",
-    classes_nonlinearity=Nonlinearity.RELU,
+    classes_nonlinearity=Activation.RELU,
 )
 LAYERS: Final = LayerNames(
     prefix="transformer.layer.{}.",

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.compute.linear import Linear
+from runtime.models.block import ACTIVATIONS
 from runtime.models.seq2seq_spec import (
-    Nonlinearity,
     RelativePositions,
     Seq2SeqSpec,
     StackSpec,
@@ -135,9 +135,9 @@ class MLP(nn.Module):
         up: Tensor = self.up(x)  # [S, ffn], or twice that
         if self.gated:
             gate, up = up.chunk(2, dim=-1)
-            up = activate(gate, self.activation) * up
+            up = ACTIVATIONS[self.activation](gate) * up
         else:
-            up = activate(up, self.activation)
+            up = ACTIVATIONS[self.activation](up)
         down: Tensor = self.down(up)  # [S, hidden]
         return down
 
@@ -167,20 +167,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     bias = None if mask is None else mask[None]
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias, scale=scale)
     return out[0].transpose(0, 1).reshape(q.shape[1], -1)
-
-
-def activate(x: Tensor, activation: Nonlinearity) -> Tensor:
-    match activation:
-        case Nonlinearity.RELU:
-            return F.relu(x)
-        case Nonlinearity.GELU:
-            return F.gelu(x)
-        case Nonlinearity.GELU_TANH:
-            return F.gelu(x, approximate="tanh")
-        case Nonlinearity.SILU:
-            return F.silu(x)
-        case Nonlinearity.TANH:
-            return torch.tanh(x)
 
 
 def query_scale(spec: Seq2SeqSpec, stack: StackSpec) -> float:

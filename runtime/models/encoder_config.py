@@ -7,14 +7,19 @@ from typing import Final
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from runtime.models.metadata import MOST_HEADS, MOST_LAYERS, Metadata
-from runtime.models.seq2seq_spec import Nonlinearity, StackSpec
+from runtime.models.seq2seq_spec import StackSpec
+from runtime.models.spec import Activation
 
 # What config.json calls the nonlinearities.
-_NONLINEARITIES: Final[Mapping[str, Nonlinearity]] = {
-    **{one.value: one for one in Nonlinearity},
-    "gelu_pytorch_tanh": Nonlinearity.GELU_TANH,
-    "gelu_python": Nonlinearity.GELU,
-    "swish": Nonlinearity.SILU,
+_ACTIVATIONS: Final[Mapping[str, Activation]] = {
+    "relu": Activation.RELU,
+    "gelu": Activation.GELU,
+    "gelu_new": Activation.GELU_TANH,
+    "silu": Activation.SILU,
+    "tanh": Activation.TANH,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu_python": Activation.GELU,
+    "swish": Activation.SILU,
 }
 
 
@@ -36,12 +41,12 @@ def head_dim(hidden: int, heads: int) -> int:
     return hidden // heads
 
 
-def nonlinearity(name: str) -> Nonlinearity:
+def nonlinearity(name: str) -> Activation:
     """Raises UnsupportedModel for one that we do not have."""
-    known = _NONLINEARITIES.get(name)
+    known = _ACTIVATIONS.get(name)
     if known is None:
         raise UnsupportedModel(
             f"config.json asks for the nonlinearity {name!r:.60}; "
-            f"known: {', '.join(sorted(_NONLINEARITIES))}"
+            f"known: {', '.join(sorted(_ACTIVATIONS))}"
         )
     return known

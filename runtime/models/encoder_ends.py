@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mesh.errors import GenerationFailed, PromptTooLong
 from runtime.compute.linear import Linear
-from runtime.models.encoder_block import Norm, activate, parameter
+from runtime.models.block import ACTIVATIONS
+from runtime.models.encoder_block import Norm, parameter
 from runtime.models.seq2seq_spec import MelEntrySpec, Seq2SeqSpec, TokenEntrySpec
 
 
@@ -102,7 +103,7 @@ class Exit(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, outputs]"""
         if self.transform is not None and self.exit.transform is not None:
-            hidden = activate(self.transform(hidden), self.exit.transform)
+            hidden = ACTIVATIONS[self.exit.transform](self.transform(hidden))
         if self.norm is not None:
             hidden = self.norm(hidden)
         logits: Tensor = self.output(hidden * self.exit.scale)

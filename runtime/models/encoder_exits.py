@@ -8,8 +8,8 @@ from typing import Final
 from runtime.models.encoder_config import nonlinearity
 from runtime.models.metadata import Metadata
 from runtime.models.seq2seq_names import Places, dense, norm
-from runtime.models.seq2seq_spec import ExitSpec, Nonlinearity, Output, Seq2SeqSpec
-from runtime.models.spec import TensorPlace
+from runtime.models.seq2seq_spec import ExitSpec, Output, Seq2SeqSpec
+from runtime.models.spec import Activation, TensorPlace
 
 CLASSIFIER: Final = "classifier"
 
@@ -24,7 +24,7 @@ class ExitNames:
     masked_weight: str
     masked_bias: str
     classes_transform: str
-    classes_nonlinearity: Nonlinearity
+    classes_nonlinearity: Activation
 
 
 def read_exit(names: ExitNames, config: Metadata, tensors: frozenset[str]) -> ExitSpec:

@@ -8,17 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from runtime.models.spec import FP32_BYTES, NormKind
-
-
-class Nonlinearity(StrEnum):
-    """By the name that most config.json files use."""
-
-    RELU = "relu"
-    GELU = "gelu"
-    GELU_TANH = "gelu_new"
-    SILU = "silu"
-    TANH = "tanh"
+from runtime.models.spec import FP32_BYTES, Activation, NormKind
 
 
 class Output(StrEnum):
@@ -79,7 +69,7 @@ class ExitSpec:
 
     output: Output
     outputs: int = 0
-    transform: Nonlinearity | None = None
+    transform: Activation | None = None
     normed: bool = False
     biased: bool = False
     logits_bias: bool = False  # a row that is added to the logits, beside the matrix
@@ -100,7 +90,7 @@ class Seq2SeqSpec:
     pre_norm: bool  # norms in front of attention and MLP, and one behind each stack; else after
     biased: bool
     key_biased: bool
-    activation: Nonlinearity
+    activation: Activation
     gated: bool
     scaled: bool  # queries times head_dim ** -0.5
     relative: RelativePositions | None

@@ -9,12 +9,13 @@ FP32_BYTES = 4
 
 
 class Activation(StrEnum):
-    """The nonlinearity in the MLP: of its gate, where it has one."""
+    """A nonlinearity: in the MLP, that of its gate where it has one."""
 
     GELU_TANH = "gelu_tanh"
     GELU = "gelu"  # by the error function
     SILU = "silu"
     RELU = "relu"
+    TANH = "tanh"
 
 
 class NormKind(StrEnum):

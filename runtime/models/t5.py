@@ -16,14 +16,13 @@ from runtime.models.seq2seq_names import (
 )
 from runtime.models.seq2seq_spec import (
     ExitSpec,
-    Nonlinearity,
     Output,
     RelativePositions,
     Seq2SeqSpec,
     StackSpec,
     TokenEntrySpec,
 )
-from runtime.models.spec import NormKind, TensorPlace
+from runtime.models.spec import Activation, NormKind, TensorPlace
 
 ARCHITECTURE: Final = "t5"
 WORDS: Final = "shared.weight"
@@ -93,13 +92,13 @@ def _relative(config: Metadata) -> RelativePositions:
     return RelativePositions(buckets, distance)
 
 
-def _feed_forward(kind: str) -> tuple[Nonlinearity, bool]:
+def _feed_forward(kind: str) -> tuple[Activation, bool]:
     """The nonlinearity, and whether there is a gate. "gated-gelu" means the one by tanh."""
     gate, _, name = kind.rpartition("-")
     if gate not in ("", "gated"):
         raise UnsupportedModel(f"config.json: feed_forward_proj {kind!r:.60} is not known")
     if gate and name == "gelu":
-        return Nonlinearity.GELU_TANH, True
+        return Activation.GELU_TANH, True
     return nonlinearity(name), bool(gate)
 
 
