@@ -36,10 +36,15 @@ def features() -> frozenset[str]:
 
 
 @cache
-def _machine() -> Any:
+def _prepare() -> None:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     binding.initialize_native_asmparser()
+
+
+def _machine() -> Any:
+    """A new one for each module: the compiled code owns it and frees it when it goes."""
+    _prepare()
     return binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(),
         features=binding.get_host_cpu_features().flatten(),
