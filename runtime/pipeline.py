@@ -11,62 +11,25 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
 from mesh.errors import Busy, PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
-from planner.plan import Plan
-from runtime.assembly import Assembly, Expected
+from runtime.assembly import Assembly
 from runtime.history import History
 from runtime.outbox import Outbox
+from runtime.post import Conversation, Post
 from runtime.session_messages import OpenSession, StepFailed
-from runtime.stage import Slice, Stage
-from runtime.turns import MAX_STEP_ROWS, Pace, Waiting, next_turn
+from runtime.stage import Slice
+from runtime.turns import Pace, Waiting, next_turn
 from runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 Report = Callable[[PeerId, StepFailed], None]
-
-
-@dataclass(slots=True)
-class Conversation:
-    """One session as a stage sees it."""
-
-    opened: OpenSession
-    assembly: Assembly | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Post:
-    """This device's place in the plan in force."""
-
-    plan: Plan
-    index: int  # of its stage
-    stage: Stage
-    hidden_size: int
-    conversations: dict[SessionId, Conversation] = field(default_factory=dict)
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == len(self.plan.stages) - 1
-
-    def upstream(self, opened: OpenSession) -> PeerId:
-        """Who sends steps here: the session's owner, or the stage before."""
-        return opened.owner if self.index == 0 else self.plan.stages[self.index - 1].device
-
-    def downstream(self, opened: OpenSession) -> PeerId:
-        """Who gets what this stage computes: the next stage, or the session's owner."""
-        return opened.owner if self.is_last else self.plan.stages[self.index + 1].device
-
-    def expected(self, opened: OpenSession) -> Expected:
-        if self.index == 0:
-            return Expected(Kind.TOKENS, DType.INT32, 1, MAX_STEP_ROWS, opened.context)
-        width = self.hidden_size
-        return Expected(Kind.HIDDEN, DType.FLOAT32, width, MAX_STEP_ROWS, opened.context)
 
 
 class Pipeline:

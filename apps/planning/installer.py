@@ -12,7 +12,8 @@ from mesh.errors import PlanError, StaleEpoch
 from mesh.ids import Epoch, PeerId
 from planner.plan import Plan
 from runtime.holdings import Holdings
-from runtime.pipeline import Pipeline, Post
+from runtime.pipeline import Pipeline
+from runtime.post import Post
 from runtime.stage import Stage
 from runtime.steps import Steps
 

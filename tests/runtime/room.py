@@ -16,7 +16,8 @@ from mesh.ids import Epoch, PeerId, PlanId, SessionId
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
 from runtime.outbox import Outbox
-from runtime.pipeline import Pipeline, Post
+from runtime.pipeline import Pipeline
+from runtime.post import Post
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
 from runtime.session_messages import OpenSession, StepFailed
