@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 from mesh.ids import SessionId
 from planner.plan import Span
 from runtime.chosen import to_row
-from runtime.compute import kernels
-from runtime.compute.team import alone
 from runtime.history import History
 from runtime.kv_cache import SessionCache
 from runtime.models.block import Block, Run
@@ -105,9 +102,7 @@ class Stage:
             for each, one in going:
                 one.computing = True
                 _rewind(one.cache, each)
-            is_short = sum(len(each.rows) for each, _ in going) <= kernels.MAX_ROWS
-            with alone() if is_short else nullcontext():
-                results = iter(self._compute(going) if going else ())
+            results = iter(self._compute(going) if going else ())
         finally:
             for _, one in going:
                 one.computing = False

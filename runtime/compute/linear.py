@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.compute import kernels
+from runtime.compute import compiled, kernels
 from runtime.compute.matrix import BLOCKS, Matrix, as_bf16, as_blocks, as_codes, codes_bytes, fits
 from runtime.compute.precision import Precision
 from runtime.formats.gguf import GGMLType
@@ -62,7 +62,7 @@ class Linear(nn.Module):
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.columns)
-        is_few = kernels.available() and len(flat) <= kernels.MAX_ROWS
+        is_few = compiled.available() and len(flat) <= kernels.MAX_ROWS
         out = self._few(flat) if is_few else self._many(flat)
         if self.bias is not None:
             out += self.bias
@@ -119,7 +119,7 @@ def held_bytes(rows: int, columns: int, ggml_type: GGMLType, precision: Precisio
 
 def _is_compact(columns: int, precision: Precision) -> bool:
     if precision is Precision.BF16:
-        return fits(columns) and kernels.available()
+        return fits(columns) and compiled.available()
     return fits(columns) and precision is Precision.INT8
 
 
@@ -145,7 +145,7 @@ _of_thread = threading.local()
 
 
 def _write_floats(matrix: Matrix, out: Tensor) -> None:
-    if kernels.available():
+    if compiled.available():
         kernels.floats(matrix, out)
     else:
         out.copy_(matrix.floats())

@@ -12,17 +12,21 @@ from typing import Final
 from llvmlite import ir
 
 from runtime.compute.matrix import Form
-
-BYTE, HALF, FLOAT, INT16, INT32, INT64 = (
-    ir.IntType(8),
-    ir.HalfType(),
-    ir.FloatType(),
-    ir.IntType(16),
-    ir.IntType(32),
-    ir.IntType(64),
+from runtime.compute.vector_code import (
+    BYTE,
+    CONTRACT,
+    FLOAT,
+    HALF,
+    INT16,
+    INT32,
+    floats_of,
+    integer,
+    load,
+    prefetch,
+    same,
+    spread,
 )
-BYTES, FLOATS = BYTE.as_pointer(), FLOAT.as_pointer()
-CONTRACT = ("contract",)  # a product and a sum may become one instruction; nothing is reordered
+
 # How far ahead of the row in hand its bytes are asked for: a matrix is read once, from memory, and
 # the processor's own guess ends with each short row. 11 GB/s instead of 6 on one core.
 AHEAD_BYTES = 2048
@@ -62,7 +66,7 @@ class CodesRow(Row):
 
     def open(self, b: ir.IRBuilder, group: ir.Value) -> None:
         self._place = b.mul(group, integer(self._size))
-        prefetch(b, b.gep(self._codes, [self._place]))
+        prefetch(b, b.gep(self._codes, [self._place]), AHEAD_BYTES)
         self._scale = spread(b, b.load(b.gep(self._scales, [group])), self._lanes)
         self._less = None
         if self._minima is not None:
@@ -94,7 +98,7 @@ class BlockRow(Row):
     def open(self, b: ir.IRBuilder, group: ir.Value) -> None:
         self._block = b.gep(self._start, [b.mul(group, self._bytes)])
         self._loaded: dict[int, ir.Value] = {}
-        prefetch(b, self._block)
+        prefetch(b, self._block, AHEAD_BYTES)
         if self._form is Form.BF16:
             return
         half = b.load(b.bitcast(self._block, HALF.as_pointer()), align=1)
@@ -157,48 +161,3 @@ def row_of(
         less = minima if form is Form.CODES_LESS else None
         return CodesRow(b, lanes, group, start, groups, row, scales, less)
     return BlockRow(b, lanes, form, start, groups, row)
-
-
-def integer(value: int) -> ir.Constant:
-    return ir.Constant(INT64, value)
-
-
-def same(value: int, kind: ir.VectorType) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def load(b: ir.IRBuilder, start: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:
-    return b.load(b.bitcast(b.gep(start, [index]), kind.as_pointer()), align=1)
-
-
-def floats_of(b: ir.IRBuilder, codes: ir.Value, lanes: int) -> ir.Value:
-    return b.sitofp(b.sext(codes, ir.VectorType(INT32, lanes)), ir.VectorType(FLOAT, lanes))
-
-
-def spread(b: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    """The value in every lane."""
-    vector = ir.Constant(ir.VectorType(FLOAT, lanes), ir.Undefined)
-    one = b.insert_element(vector, value, ir.Constant(INT32, 0))
-    return b.shuffle_vector(one, vector, ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes))
-
-
-def total(b: ir.IRBuilder, vector: ir.Value, lanes: int) -> ir.Value:
-    """All lanes added, by halves."""
-    while lanes > 1:
-        half = lanes // 2
-        kind = ir.VectorType(INT32, half)
-        low = b.shuffle_vector(vector, vector, ir.Constant(kind, list(range(half))))
-        high = b.shuffle_vector(vector, vector, ir.Constant(kind, list(range(half, lanes))))
-        vector, lanes = b.fadd(low, high), half
-    return b.extract_element(vector, ir.Constant(INT32, 0))
-
-
-def prefetch(b: ir.IRBuilder, place: ir.Value) -> None:
-    """A hint, AHEAD_BYTES beyond `place`: an address past the end does no harm."""
-    name, flag = "llvm.prefetch.p0", INT32
-    hint = b.function.module.globals.get(name)
-    if hint is None:
-        kind = ir.FunctionType(ir.VoidType(), [BYTES, flag, flag, flag])
-        hint = ir.Function(b.function.module, kind, name)
-    read, keep, data = (ir.Constant(flag, value) for value in (0, 3, 1))
-    b.call(hint, [b.gep(place, [integer(AHEAD_BYTES)]), read, keep, data])

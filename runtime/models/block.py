@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.compute import kernels
+from runtime.compute import pointwise
+from runtime.compute.kinds import Gate, Heads
 from runtime.compute.linear import Linear
 from runtime.kv_cache import LayerCache
 from runtime.models.rope import Rope, rotate
@@ -30,6 +31,13 @@ ACTIVATIONS: Final[Mapping[Activation, Callable[[Tensor], Tensor]]] = {
     Activation.SILU: F.silu,
     Activation.RELU: F.relu,
     Activation.TANH: torch.tanh,
+}
+
+
+# What is compiled for a gate; the others are torch's.
+GATES: Final[Mapping[Activation, Gate]] = {
+    Activation.GELU_TANH: Gate.GELU_TANH,
+    Activation.SILU: Gate.SILU,
 }
 
 
@@ -50,11 +58,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = _parameter(size)
-        self._is_fast = kernels.can_norm(size)
+        self.is_compiled = pointwise.fits(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_fast:
-            return kernels.rms_norm(x, self.weight, self.eps)
+        if self.is_compiled:
+            return pointwise.norm(x, self.weight, self.eps)
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -70,7 +78,10 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
-def hidden_norm(spec: DecoderSpec) -> RMSNorm | LayerNorm:
+Norm = RMSNorm | LayerNorm
+
+
+def hidden_norm(spec: DecoderSpec) -> Norm:
     """The norm that this family puts on hidden states."""
     kind = RMSNorm if spec.norm is NormKind.RMS else LayerNorm
     return kind(spec.hidden_size, spec.norm_eps)
@@ -88,23 +99,41 @@ class Attention(nn.Module):
         self.output = Linear(spec.hidden_size, spec.query_size, bias=spec.output_bias)
         self.query_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
         self.key_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else None
+        self._heads = Heads(
+            spec.heads, spec.kv_heads, spec.head_dim, spec.qk_norm, rope is not None
+        )
+        self._is_compiled = pointwise.fits(spec.head_dim // 2) and spec.head_dim % 2 == 0
 
     def forward(self, x: Tensor, runs: Sequence[Run]) -> Tensor:
         """[S, hidden] -> [S, hidden]"""
         spec = self.spec
-        qkv = self.qkv(x).view(x.shape[0], -1, spec.head_dim)  # [S, H + 2 K, D]
-        by_head = qkv.transpose(0, 1)  # [H + 2 K, S, D]
+        by_head = self._by_head(self.qkv(x), runs)  # [H + 2 K, S, D]
         q, k = by_head[: spec.heads], by_head[spec.heads : spec.heads + spec.kv_heads]
         v = by_head[spec.heads + spec.kv_heads :]
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if self.rope is not None:
-            angles = self.rope.angles(tuple((run.position, run.count) for run in runs))
-            q, k = rotate(q, angles), rotate(k, angles)
         outs = [self._run(q, k, v, run) for run in runs]
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)  # [H, S, D]
         added: Tensor = self.output(out.transpose(0, 1).reshape(x.shape[0], -1))  # [S, hidden]
         return added
+
+    def _by_head(self, qkv: Tensor, runs: Sequence[Run]) -> Tensor:
+        """[S, (H + 2 K) D] to [H + 2 K, S, D], queries and keys normed and turned."""
+        angles = None
+        if self.rope is not None:
+            angles = self.rope.angles(tuple((run.position, run.count) for run in runs))
+        norms = None
+        if self.query_norm is not None and self.key_norm is not None:
+            norms = (self.query_norm, self.key_norm)
+        if self._is_compiled:
+            weights = None if norms is None else (norms[0].weight, norms[1].weight)
+            return pointwise.by_head(qkv, self._heads, weights, angles, self.spec.norm_eps)
+        by_head = qkv.view(qkv.shape[0], -1, self.spec.head_dim).transpose(0, 1)
+        values = self.spec.heads + self.spec.kv_heads
+        q, k, v = by_head[: self.spec.heads], by_head[self.spec.heads : values], by_head[values:]
+        if norms is not None:
+            q, k = norms[0](q), norms[1](k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return torch.cat((q, k, v))
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, run: Run) -> Tensor:
         """One session's rows of q [H, S, D], k and v [K, S, D] over its cache: [H, N, D]"""
@@ -162,12 +191,19 @@ class GatedMLP(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[spec.activation]
+        gate = GATES.get(spec.activation)
+        self._gate = gate if pointwise.fits(spec.ffn_size) else None
         self.gate_up = Linear(2 * spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
         self.down = Linear(spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [S, ffn]
-        down: Tensor = self.down(self.activate(gate).mul_(up))  # [S, hidden]
+        both = self.gate_up(x)  # [S, 2 * ffn]
+        if self._gate is not None:
+            inner = pointwise.gated(both, self._gate)
+        else:
+            gate, up = both.chunk(2, dim=-1)
+            inner = self.activate(gate).mul_(up)
+        down: Tensor = self.down(inner)  # [S, ffn] -> [S, hidden]
         return down
 
 
@@ -188,13 +224,20 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, runs: Sequence[Run]) -> Tensor:
         """[S, hidden] -> [S, hidden]; the runs are disjoint, in order, and make up all S rows."""
         added = self.attention(self.attention_norm(hidden), runs)
-        if self.attention_post_norm is not None:
-            added = self.attention_post_norm(added)
-        hidden = hidden + added
-        added = self.mlp(self.mlp_norm(hidden))
-        if self.mlp_post_norm is not None:
-            added = self.mlp_post_norm(added)
-        return hidden.add(added)
+        hidden, normed = _residual(hidden, added, self.attention_post_norm, self.mlp_norm)
+        return _residual(hidden, self.mlp(normed), self.mlp_post_norm, None)[0]
+
+
+def _residual(
+    hidden: Tensor, added: Tensor, post: Norm | None, then: Norm | None
+) -> tuple[Tensor, Tensor]:
+    """(hidden + post(added), then(that)); without `then` the sum comes twice. All [S, hidden]."""
+    norms = [norm for norm in (post, then) if norm is not None]
+    if norms and all(isinstance(norm, RMSNorm) and norm.is_compiled for norm in norms):
+        first, second = (None if norm is None else norm.weight for norm in (post, then))
+        return pointwise.residual(hidden, added, first, second, norms[0].eps)
+    total = hidden + (added if post is None else post(added))
+    return total, total if then is None else then(total)
 
 
 def _parameter(*shape: int) -> nn.Parameter:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.compute import kernels, linear, team
+from runtime.compute import compiled, kernels, linear, team
 from runtime.compute.linear import Linear, Part, held_bytes
 from runtime.compute.matrix import as_codes
 from runtime.compute.precision import Precision
@@ -51,9 +51,9 @@ def filled(parts: list[Part], columns: int, precision: Precision) -> Linear:
 @pytest.fixture(params=["compiled", "torch alone"])
 def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch alone":
-        monkeypatch.setattr(kernels, "available", lambda: False)
+        monkeypatch.setattr(compiled, "available", lambda: False)
         monkeypatch.setattr(kernels, "reads_blocks", lambda: False)
-    elif not kernels.available():
+    elif not compiled.available():
         pytest.skip("llvmlite is not installed, so there are no compiled loops")
 
 
@@ -169,14 +169,3 @@ def test_rounding_keeps_zeros_and_the_largest_weight() -> None:
     weights[0, 3], weights[1, 40] = -5.0, 2.0
     raw = np.frombuffer(weights.numpy().tobytes(), np.uint8)
     assert torch.allclose(as_codes(raw, GGMLType.F32, 2, 64).floats(), weights)
-
-
-@given(rows=st.integers(1, 9), width=st.sampled_from([32, 48, 64, 640]), seed=st.integers(0, 999))
-@settings(deadline=None, max_examples=30)
-def test_the_compiled_norm_is_the_norm(rows: int, width: int, seed: int) -> None:
-    if not kernels.can_norm(width):
-        pytest.skip("llvmlite is not installed, so there is no compiled norm")
-    generator = torch.Generator().manual_seed(seed)
-    x, weight = torch.randn(rows, width, generator=generator), torch.randn(width)
-    expected = torch.nn.functional.rms_norm(x, (width,), weight, 1e-6)
-    assert torch.allclose(kernels.rms_norm(x, weight, 1e-6), expected, rtol=1e-5, atol=1e-5)

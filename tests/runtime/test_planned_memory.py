@@ -8,7 +8,7 @@ import torch
 from planner.cost import KV_SLACK_TOKENS, layer_bytes
 from planner.plan import Capacity, Span
 from runtime.kv_cache import SessionCache
-from runtime.pipeline import MAX_STEP_ROWS
+from runtime.turns import MAX_STEP_ROWS
 from runtime.weights import Checkpoint
 
 

@@ -10,27 +10,29 @@ conversation's tokens do not depend on who shares its step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llvmlite import ir
 
 from runtime.compute.matrix import Form
-from runtime.compute.weight_code import (
+from runtime.compute.vector_code import (
     BYTES,
-    CONTRACT,
     FLOAT,
     FLOATS,
     INT64,
     integer,
+    kernel,
     load,
-    row_of,
+    loop,
+    product_sum,
+    store,
     total,
 )
+from runtime.compute.weight_code import row_of
 
-# What every kernel takes: weights, scales, minima, x, out; groups, out_stride, first, last.
-ARGUMENTS = (BYTES, FLOATS, FLOATS, FLOATS, FLOATS, INT64, INT64, INT64, INT64)
+# What both kernels take: weights, scales, minima, x, out; groups, out_stride.
+ARGUMENTS = (BYTES, FLOATS, FLOATS, FLOATS, FLOATS, INT64, INT64)
 
 # Each sum is kept in two registers, by turns: an addition takes four cycles, and two may start in
 # each.
@@ -52,10 +54,10 @@ class Tile:
 def dot_kernel(module: ir.Module, tile: Tile) -> None:
     """out[m, row] = sum of w[row, k] * x[m, k], for rows [first, last).
 
-    void (weights, scales, minima, x, out, groups, out_stride, first, last): the matrix [N, K] with
-    K / group groups in a row, x [columns, K], out [columns, out_stride].
+    Of (weights, scales, minima, x, out, groups, out_stride): the matrix [N, K] with K / group
+    groups in a row, x [columns, K], out [columns, out_stride].
     """
-    b, (*matrix, x, out, groups, stride, first, last) = _function(module)
+    b, (*matrix, x, out, groups, stride), first, last = kernel(module, ARGUMENTS)
     width = b.mul(groups, integer(tile.group))  # K
     vector = ir.VectorType(FLOAT, tile.lanes)
     with loop(b, first, last, 1) as row:
@@ -68,8 +70,7 @@ def dot_kernel(module: ir.Module, tile: Tile) -> None:
                 w, which = weights.weights(b, offset), index % SUMS_EACH
                 for m in range(tile.columns):
                     place = b.add(b.mul(width, integer(m)), k)
-                    product = b.fmul(w, load(b, x, place, vector), flags=CONTRACT)
-                    sums[m][which] = b.fadd(product, sums[m][which], flags=CONTRACT)
+                    sums[m][which] = product_sum(b, w, load(b, x, place, vector), sums[m][which])
             return sums
 
         zero = ir.Constant(vector, None)
@@ -82,7 +83,7 @@ def dot_kernel(module: ir.Module, tile: Tile) -> None:
 
 def floats_kernel(module: ir.Module, tile: Tile) -> None:
     """out[row, k] = w[row, k] for rows [first, last), of `dot_kernel`'s arguments; out [N, K]."""
-    b, (*matrix, _, out, groups, _, first, last) = _function(module)
+    b, (*matrix, _, out, groups, _), first, last = kernel(module, ARGUMENTS)
     width = b.mul(groups, integer(tile.group))
     with loop(b, first, last, 1) as row:
         each = row_of(b, tile.form, tile.lanes, tile.group, row, groups, tuple(matrix))
@@ -91,32 +92,8 @@ def floats_kernel(module: ir.Module, tile: Tile) -> None:
             each.open(b, group)
             for offset in range(0, tile.group, tile.lanes):
                 k = b.add(b.mul(group, integer(tile.group)), integer(offset))
-                w = each.weights(b, offset)
-                place = b.bitcast(b.gep(out, [b.add(start, k)]), w.type.as_pointer())
-                b.store(w, place, align=1)
+                store(b, each.weights(b, offset), out, b.add(start, k))
     b.ret_void()
-
-
-def _function(module: ir.Module) -> tuple[ir.IRBuilder, tuple[ir.Value, ...]]:
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), ARGUMENTS), "kernel")
-    return ir.IRBuilder(function.append_basic_block()), function.args
-
-
-@contextmanager
-def loop(b: ir.IRBuilder, first: ir.Value, last: ir.Value, step: int) -> Iterator[ir.Value]:
-    """for index in range(first, last, step)"""
-    function = b.function
-    before, head, body, end = b.block, *(function.append_basic_block() for _ in range(3))
-    b.branch(head)
-    b.position_at_end(head)
-    index = b.phi(INT64)
-    index.add_incoming(first, before)
-    b.cbranch(b.icmp_signed("<", index, last), body, end)
-    b.position_at_end(body)
-    yield index
-    index.add_incoming(b.add(index, integer(step)), b.block)
-    b.branch(head)
-    b.position_at_end(end)
 
 
 def _accumulate(
