@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from runtime.compute.kquant_code import PLACES, SuperBlockRow
 from runtime.compute.matrix import Form
 from runtime.compute.vector_code import (
     BYTES,
@@ -29,7 +30,7 @@ from runtime.compute.vector_code import (
     store,
     total,
 )
-from runtime.compute.weight_code import row_of
+from runtime.compute.weight_code import BlockRow, CodesRow, Row
 
 # What both kernels take: weights, scales, minima, x, out; groups, out_stride.
 ARGUMENTS = (BYTES, FLOATS, FLOATS, FLOATS, FLOATS, INT64, INT64)
@@ -61,7 +62,7 @@ def dot_kernel(module: ir.Module, tile: Tile) -> None:
     width = b.mul(groups, integer(tile.group))  # K
     vector = ir.VectorType(FLOAT, tile.lanes)
     with loop(b, first, last, 1) as row:
-        weights = row_of(b, tile.form, tile.lanes, tile.group, row, groups, tuple(matrix))
+        weights = _row_of(b, tile.form, tile.lanes, tile.group, row, groups, tuple(matrix))
 
         def turn(group: ir.Value, sums: Sums) -> Sums:
             weights.open(b, group)
@@ -86,7 +87,7 @@ def floats_kernel(module: ir.Module, tile: Tile) -> None:
     b, (*matrix, _, out, groups, _), first, last = kernel(module, ARGUMENTS)
     width = b.mul(groups, integer(tile.group))
     with loop(b, first, last, 1) as row:
-        each = row_of(b, tile.form, tile.lanes, tile.group, row, groups, tuple(matrix))
+        each = _row_of(b, tile.form, tile.lanes, tile.group, row, groups, tuple(matrix))
         start = b.mul(row, width)
         with loop(b, integer(0), groups, 1) as group:
             each.open(b, group)
@@ -119,3 +120,21 @@ def _accumulate(
     b.cbranch(b.icmp_signed("<", following, count), body, end)
     b.position_at_end(end)
     return done
+
+
+def _row_of(
+    b: ir.IRBuilder,
+    form: Form,
+    lanes: int,
+    group: int,
+    row: ir.Value,
+    groups: ir.Value,
+    arguments: tuple[ir.Value, ...],
+) -> Row:
+    """`arguments` are where the weights, the scales and the minima begin."""
+    start, scales, minima = arguments
+    if form in (Form.CODES, Form.CODES_LESS):
+        less = minima if form is Form.CODES_LESS else None
+        return CodesRow(b, lanes, group, start, groups, row, scales, less)
+    blocks = SuperBlockRow if form in PLACES else BlockRow
+    return blocks(b, lanes, form, start, groups, row)

@@ -1,9 +1,9 @@
 """A matrix of weights, held as compactly as its precision allows.
 
 Blocks of a file that the compiled loops can read are kept as they are, though in memory of our own:
-it comes in large pages, and reading a mapped file takes half as long again. All other quantised
-formats fit w = code * scale - minimum with bytes as codes, so nothing is lost; and weights that a
-file holds as floats are rounded to 8 bits, in groups of 32.
+it comes in large pages, and reading a mapped file takes half as long again. Without those loops
+they become bytes as codes, w = code * scale - minimum, so nothing is lost; and weights that a file
+holds as floats are rounded to 8 bits, in groups of 32.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Form(StrEnum):
     Q8_0 = "q8_0"  # blocks of a file, as they are
     Q5_0 = "q5_0"
     Q4_0 = "q4_0"
+    Q4_K = "q4_k"
+    Q5_K = "q5_k"
+    Q6_K = "q6_k"
     BF16 = "bf16"  # the upper halves of fp32
 
 
@@ -39,6 +42,9 @@ BLOCKS: Final = {
     GGMLType.Q8_0: Form.Q8_0,
     GGMLType.Q5_0: Form.Q5_0,
     GGMLType.Q4_0: Form.Q4_0,
+    GGMLType.Q4_K: Form.Q4_K,
+    GGMLType.Q5_K: Form.Q5_K,
+    GGMLType.Q6_K: Form.Q6_K,
 }
 
 
@@ -49,7 +55,7 @@ class Matrix:
     form: Form
     rows: int
     columns: int
-    group: int  # weights that share a scale
+    group: int  # weights that the loops take at once: a block, or those that share a scale
     data: npt.NDArray[Any]  # a row of bytes each: blocks, or codes [rows, columns] int8
     scales: npt.NDArray[np.float32] | None  # [rows, columns / group]
     minima: npt.NDArray[np.float32] | None  # the same, what is taken off each weight
@@ -83,7 +89,8 @@ def fits(columns: int) -> bool:
 
 def as_blocks(raw: Bytes, ggml_type: GGMLType, rows: int, columns: int) -> Matrix:
     """The file's own blocks, of a type in BLOCKS."""
-    return _made(BLOCKS[ggml_type], columns, GROUP, raw.reshape(rows, -1), None, None)
+    group = ggml_type.block_weights
+    return _made(BLOCKS[ggml_type], columns, group, raw.reshape(rows, -1), None, None)
 
 
 def as_codes(raw: Bytes, ggml_type: GGMLType, rows: int, columns: int) -> Matrix:

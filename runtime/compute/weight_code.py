@@ -144,20 +144,3 @@ class BlockRow(Row):
         wide = ir.VectorType(INT32, self._lanes)
         shifted = b.shl(b.zext(halves, wide), same(16, wide))
         return b.bitcast(shifted, ir.VectorType(FLOAT, self._lanes))
-
-
-def row_of(
-    b: ir.IRBuilder,
-    form: Form,
-    lanes: int,
-    group: int,
-    row: ir.Value,
-    groups: ir.Value,
-    arguments: tuple[ir.Value, ...],
-) -> Row:
-    """`arguments` are where the weights, the scales and the minima begin."""
-    start, scales, minima = arguments
-    if form in (Form.CODES, Form.CODES_LESS):
-        less = minima if form is Form.CODES_LESS else None
-        return CodesRow(b, lanes, group, start, groups, row, scales, less)
-    return BlockRow(b, lanes, form, start, groups, row)
