@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ class Linear(nn.Module):
         """Takes the rows of all parts, in their order."""
         assert sum(part.rows for part in parts) == self.rows, "a map is filled whole"
         if _is_compact(self.columns, precision):
-            self.matrices = tuple(_matrix(part, self.columns, precision) for part in parts)
+            self.matrices = tuple(_matrix(part, self.columns, precision) for part in _joined(parts))
             return
         weight, first = torch.empty(self.rows, self.columns), 0
         for part in parts:
@@ -121,6 +123,17 @@ def _is_compact(columns: int, precision: Precision) -> bool:
     if precision is Precision.BF16:
         return fits(columns) and compiled.available()
     return fits(columns) and precision is Precision.INT8
+
+
+def _joined(parts: Sequence[Part]) -> Iterator[Part]:
+    """Neighbours whose blocks are alike as one: one loop over all of their rows."""
+    for kind, alike in groupby(parts, key=lambda part: part.type):
+        several = list(alike)
+        if kind in BLOCKS and len(several) > 1:
+            raw = np.concatenate([part.raw for part in several])
+            yield Part(raw, kind, sum(part.rows for part in several))
+        else:
+            yield from several
 
 
 def _matrix(part: Part, columns: int, precision: Precision) -> Matrix:
