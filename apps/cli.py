@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from apps import cli_bench, cli_models, show
-from apps.client import find_daemon
 from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
-from apps.terminal import AsJson, Home, ask, err, out, print_json
+from apps.terminal import AsJson, Home, ask, awaited, err, find_daemon, out, print_json
 from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
 from mesh.limits import MAX_SESSIONS
-from mesh.trust import MeshSecret
 from runtime.compute.precision import Precision
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -97,7 +94,10 @@ def up(
         api_port=api_port,
         threads=default_threads(),
     )
-    from apps.up import run_up  # torch takes seconds to import, and only this verb computes
+    from apps.torch_start import import_torch  # only this verb computes
+
+    import_torch()
+    from apps.up import run_up
 
     run_up(settings, folder, out, as_json=as_json)
 
@@ -127,16 +127,17 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Let this device into a mesh. Then start it with `potluck up`."""
+    from apps.join import look_for_members
+    from mesh.trust import MeshSecret
+
     secret = MeshSecret.from_join_code(code)
     folder = StateFolder.open(home)
     known = MeshSecret.load(folder)
     if known is not None and known != secret:
         raise ConfigError("this device is in another mesh; leave that one first: potluck leave")
-    from apps.join import look_for_members
-
     addresses = [Address.parse(text) for text in peer or ()]
     with show.waiting(err, "looking for the mesh", quiet=as_json):
-        found = asyncio.run(look_for_members(folder, secret, addresses, tuple(interface or ())))
+        found = awaited(look_for_members(folder, secret, addresses, tuple(interface or ())))
     secret.save(folder)
     if as_json:
         print_json({"joined": True, "members": found.members, "hints": found.hints})
@@ -149,6 +150,8 @@ def leave(home: Home = None, as_json: AsJson = False) -> None:
     """Say goodbye to the others and forget the mesh."""
     folder = StateFolder.open(home)
     if not FolderLock(folder).is_taken:
+        from mesh.trust import MeshSecret
+
         MeshSecret.erase(folder)
         body = {"left": True}
     else:
@@ -188,31 +191,34 @@ def plan(
 def run(
     model: Annotated[str, typer.Argument(help="A name or the path of a GGUF file.")],
     prompt: Annotated[str | None, typer.Argument(help="Standard input otherwise.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Talk with the model; without a prompt, you do.")
+    ] = False,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="256 of a text; a chat's answers end by themselves.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text with a model, on whatever devices the plan says."""
-    if prompt is None:
-        if sys.stdin.isatty():
-            raise ConfigError("give a prompt: potluck run MODEL 'The capital of France is'")
-        prompt = sys.stdin.read()
-    body: dict[str, Any] = {
-        "model": _model(model),
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-    }
+    """Continue a text with a model, or talk with it, on whatever devices the plan says."""
+    body: dict[str, Any] = {"model": _model(model), "temperature": temperature, "top_p": top_p}
     if seed is not None:
         body["seed"] = seed
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    if chat or (prompt is None and sys.stdin.isatty()):
+        if as_json:
+            raise ConfigError("--json answers once: give a prompt, and leave --chat out")
+        _talk(find_daemon(StateFolder.open(home)), body, prompt)
+        return
+    body["prompt"] = sys.stdin.read() if prompt is None else prompt
     port = find_daemon(StateFolder.open(home))
     from apps.run import stream_text
 
-    result = asyncio.run(stream_text(port, body, out, err, quiet=as_json))
+    result = awaited(stream_text(port, {"max_tokens": 256} | body, out, err, quiet=as_json))
     if as_json:
         print_json(result)
 
@@ -231,11 +237,18 @@ def demo(
     """Three devices on this machine: generate, lose one, take it back, lose the leader."""
     from apps.demo import run_demo
 
-    result = asyncio.run(run_demo(err if as_json else out, tokens))
+    result = awaited(run_demo(err if as_json else out, tokens))
     if as_json:
         print_json(result)
     if not result["tokens_equal"]:
         raise PotluckError("the tokens differ from those of the undisturbed run")
+
+
+def _talk(port: int, body: dict[str, Any], first: str | None) -> None:
+    from apps.chat import Chat
+    from apps.chat_input import is_terminal, line_reader
+
+    Chat(port, body, out, err, is_terminal=is_terminal()).run(line_reader(), first)
 
 
 def _model(name: str) -> str:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from apps import show
-from apps.models.library import DEFAULT_MODEL
 from apps.terminal import AsJson, err, out, print_json
 from mesh.errors import ConfigError
+from runtime.stored.model_files import DEFAULT_MODEL, cache_dir, default_model
 
 bench = typer.Typer(help="Measure this device beside its rivals.", no_args_is_help=True)
 
@@ -46,8 +46,6 @@ def engine(
 
 
 def _file_of(model: str) -> Path:
-    from runtime.stored.model_files import cache_dir, default_model
-
     path = default_model(cache_dir()) if model == DEFAULT_MODEL else Path(model).expanduser()
     if not path.is_file():
         raise ConfigError(f"{path} is no file; give the path of a GGUF file, or {DEFAULT_MODEL}")

@@ -5,7 +5,6 @@ With no daemon running they see and change this device's own folder.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -14,9 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from apps import show
-from apps.client import Client, find_daemon
-from apps.progress import show_progress
-from apps.terminal import AsJson, Home, ask, err, out, print_json
+from apps.terminal import AsJson, Home, ask, awaited, err, find_daemon, out, print_json
 from mesh.config import FolderLock, StateFolder
 
 Source = Annotated[
@@ -34,7 +31,7 @@ def pull(source: Source, home: Home = None, as_json: AsJson = False) -> None:
     is_model = path.is_file() or (path / "config.json").is_file()
     if is_model or source.startswith(("./", "../", "~", "/")):
         source = str(path.resolve())
-    result = asyncio.run(_pull(StateFolder.open(home), source, quiet=as_json))
+    result = awaited(_pull(StateFolder.open(home), source, quiet=as_json))
     if as_json:
         print_json(result)
     else:
@@ -50,7 +47,7 @@ def list_models(home: Home = None, as_json: AsJson = False) -> None:
     body = (
         ask(home, lambda client: client.get("/potluck/models"))
         if FolderLock(folder).is_taken
-        else asyncio.run(_list_here(folder))
+        else _list_here(folder)
     )
     if as_json:
         print_json(body)
@@ -77,7 +74,7 @@ def rm(
     if FolderLock(folder).is_taken:
         body = ask(home, lambda client: client.post("/potluck/rm", {"name": name}))
     else:
-        freed = asyncio.run(_library(folder).remove(name, lambda model: ""))
+        freed = _catalogue(folder).remove(name, lambda model: "")
         body = {"removed": name, "freed_bytes": freed}
     if as_json:
         print_json(body)
@@ -91,12 +88,15 @@ def rm(
 async def _pull(folder: StateFolder, source: str, *, quiet: bool) -> dict[str, Any]:
     """Through the daemon where one runs, which asks the mesh first; else by ourselves."""
     if FolderLock(folder).is_taken:
+        from apps.client import Client
+
         async with Client(find_daemon(folder)) as client:
             return await _watch(client.stream("/potluck/pull", {"source": source}), source, quiet)
-    with show.waiting(err, "starting", quiet=quiet):
-        from apps.models.pulls import Pulls  # torch takes seconds to import
+    from apps.models.library import Library
+    from apps.models.pulls import Pulls
+    from apps.models.shelf import Shelf
 
-        library = _library(folder)
+    library = Library(Shelf(folder.path / "models"))
     pulls = Pulls(None, library, library.shelf)
     return await _watch(pulls.pull(source), source, quiet)
 
@@ -104,6 +104,8 @@ async def _pull(folder: StateFolder, source: str, *, quiet: bool) -> dict[str, A
 async def _watch(
     reports: AsyncGenerator[dict[str, Any], None], source: str, quiet: bool
 ) -> dict[str, Any]:
+    from apps.progress import show_progress
+
     async with aclosing(reports):
         with show_progress(err, source, quiet=quiet) as progress:
             async for report in reports:
@@ -112,25 +114,25 @@ async def _watch(
     return {"name": last["name"], "how": last["how"], "bytes": last["wanted_bytes"]}
 
 
-async def _list_here(folder: StateFolder) -> dict[str, Any]:
-    held = await _library(folder).held()
+def _list_here(folder: StateFolder) -> dict[str, Any]:
     return {
         "device": "",
         "models": [
             {
                 "name": one.name,
                 "model": str(one.model),
+                "purpose": one.purpose,
                 "size_bytes": one.size_bytes,
                 "origin": one.origin,
                 "devices": [{"id": "", "device": "here", "have_bytes": one.have_bytes}],
             }
-            for one in held
+            for one in _catalogue(folder).held()
         ],
     }
 
 
-def _library(folder: StateFolder) -> Any:
-    from apps.models.library import Library  # torch takes seconds to import
+def _catalogue(folder: StateFolder) -> Any:
+    from apps.models.catalogue import Catalogue  # not for `--help`: it opens files of all kinds
     from apps.models.shelf import Shelf
 
-    return Library(Shelf(folder.path / "models"))
+    return Catalogue(Shelf(folder.path / "models"))

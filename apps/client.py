@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import aiohttp
 
-from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 
 SocketFactory = Callable[[Any], socket.socket]
@@ -26,19 +25,6 @@ class ApiError(PotluckError):
         super().__init__(message)
         self.code = code
         self.exit_code = exit_code
-
-
-def find_daemon(folder: StateFolder) -> int:
-    """The API port of the daemon of this state folder. Raises ConfigError when none runs."""
-    try:
-        record = json.loads(folder.daemon.read_text())
-        port = int(record["api_port"])
-    except (OSError, ValueError, KeyError, TypeError):
-        port = None
-    # The file outlives a daemon that was killed; the lock does not.
-    if port is None or not FolderLock(folder).is_taken:
-        raise ConfigError("no potluck runs here; start it with `potluck up` in another terminal")
-    return port
 
 
 class Client:

@@ -17,15 +17,14 @@ from apps.api.mesh import MeshRoutes
 from apps.api.models import ModelRoutes
 from apps.api.openai import OpenAIRoutes
 from apps.chronicle import Chronicle
-from apps.generator import Generator
 from apps.models.models import Models
 from apps.models.use import ModelUse
+from apps.opener import Opener
 from apps.peer_links import PeerLinks
 from apps.planning.coordinator import Coordinator
 from apps.planning.installer import Installer
 from apps.planning.member import MemberRole
 from apps.planning.profiles import Profiles
-from apps.planning.road import MeshRoad
 from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
 from mesh.codec import to_plain
@@ -115,7 +114,7 @@ class Daemon:
             self.timeline,
         )
         self._coordinator = Coordinator(self.node, self.timeline)
-        self._generator = Generator(
+        self._opener = Opener(
             self.node, self._library, self._installer, self._steps, self.timeline, settings
         )
         profiles = Profiles(
@@ -128,7 +127,7 @@ class Daemon:
             threads=settings.threads,
             memory_bytes=memory_bytes,
         )
-        self._use = ModelUse(self._installer, self._holdings, self._pipeline, self._models.fetcher)
+        self._use = ModelUse(self._installer, self._holdings, self._models.fetcher)
         MemberRole(
             node=self.node,
             installer=self._installer,
@@ -197,8 +196,8 @@ class Daemon:
             return
         await self.node.started()
         try:
-            wish = await self._generator.wish(self.settings.model)
-            await MeshRoad(self.node, self._installer, self.timeline, wish).plan()
+            opened = await self._opener.open(self.settings.model)
+            await opened.road.plan()
         except PotluckError as error:
             self.timeline.note("no-plan", str(error))
 
@@ -221,11 +220,11 @@ class Daemon:
         self._outbox.forget(peer)
         self._pipeline.forget(peer)
         self._coordinator.on_gone(peer)
-        plan = self._installer.plan
-        if plan is not None and peer in plan.devices:
-            member = self.node.view.find(peer)
-            name = member.name if member else peer.short
-            self._steps.interrupt(StaleEpoch(f"{name} is gone ({reason})"))
+        member = self.node.view.find(peer)
+        name = member.name if member else peer.short
+        self._steps.interrupt(
+            StaleEpoch(f"{name} is gone ({reason})"), lambda plan: peer in plan.devices
+        )
 
     def _is_member(self, peer: PeerId) -> bool:
         return self.node.view.is_here(peer)
@@ -233,17 +232,17 @@ class Daemon:
     # --- frames -----------------------------------------------------------------------------------
 
     def _on_frame(self, peer: PeerId, frame: TensorFrame) -> None:
-        if frame.header.kind in (Kind.CHOSEN, Kind.DONE):
+        if frame.header.kind.to_owner:
             self._steps.on_frame(peer, frame)
         else:
             self._pipeline.on_frame(peer, frame)
 
     def _on_lost(self, header: FrameHeader, reason: str) -> None:
         """A step that could not be sent. Answers to an owner that is gone are no loss."""
-        if header.kind is Kind.TOKENS:
+        if header.kind.from_owner:
             failure = StepFailed(header.plan, header.session, reason, lost=True)
             self._steps.on_step_failed(failure)
-        elif header.kind is Kind.HIDDEN:
+        elif header.kind in (Kind.HIDDEN, Kind.ENCODED):
             self._pipeline.on_lost(header, reason)
 
     def _report_failure(self, owner: PeerId, failure: StepFailed) -> None:
@@ -258,12 +257,12 @@ class Daemon:
 
     async def _start_api(self) -> web.AppRunner:
         app = make_app()
-        OpenAIRoutes(self._generator, self._library).add_to(app)
+        OpenAIRoutes(self._opener, self._library).add_to(app)
         ModelRoutes(self.node, self._library, self._models.pulls, self._use).add_to(app)
         MeshRoutes(
             node=self.node,
             links=self._links,
-            generator=self._generator,
+            opener=self._opener,
             installer=self._installer,
             holdings=self._holdings,
             pipeline=self._pipeline,

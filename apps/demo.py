@@ -19,9 +19,9 @@ from rich.table import Table
 
 from apps.local_mesh import Device, Event
 from apps.measure import Generation, Recovery, generate, generate_and, recovery
-from apps.models.library import DEFAULT_MODEL
 from apps.show import escape, layers_text, waiting
 from mesh.errors import PotluckError
+from runtime.stored.model_files import DEFAULT_MODEL
 
 NAMES = ("attic", "kitchen", "study")
 PROMPT = "The old house by the sea had stood empty for years, until one evening"
@@ -74,7 +74,7 @@ class Demo:
         owner, stage = [device for device in self._devices if device is not first_leader]
         with waiting(out, "measuring, planning, loading", quiet=False):
             undisturbed = await generate(owner, DEFAULT_MODEL, PROMPT, self._tokens)
-        plan = (await self._status(owner))["plan"]
+        (plan,) = (await self._status(owner))["plans"]
         if len(plan["stages"]) != len(NAMES):
             raise PotluckError(f"the plan does not use all three devices: {plan['reason']}")
         self._print_plan(plan)

@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
-from apps.models.library import Library
-from apps.planning.installer import Installer
+from apps.completion import Completion, Prompt
+from apps.opener import Opened, Opener
 from apps.planning.messages import Wish
-from apps.planning.road import MeshRoad
-from apps.settings import Settings
-from apps.timeline import Timeline
 from mesh.errors import BadPrompt, PromptTooLong
-from mesh.node import Node
-from planner.plan import Capacity
 from runtime.chat.messages import Chat
 from runtime.chat.template import ChatPrompt, ChatTemplate
-from runtime.chosen import Chosen
 from runtime.formats.gguf import GGUFFile
-from runtime.sampling import Sampling
+from runtime.purpose import Purpose
+from runtime.seq2seq.reader import Reader, column
+from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.session import Session, Wanted
-from runtime.steps import Steps
-from runtime.text.tokenizer import TextStream, Tokenizer
+from runtime.text.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a client asks to be continued."""
-
-    model: str
-    text: str | list[int] | Chat
-    max_new_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of text, and the tokens it took; the last piece says why it is the last."""
-
-    text: str
-    chosen: tuple[Chosen, ...]
-    finish_reason: str | None
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The ids alone."""
-        return tuple(one.token for one in self.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,121 +29,52 @@ class _Read:
     stop: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A generation about to run: the pieces come from `pieces`, once."""
-
-    model: str
-    prompt_tokens: int
-    session: Session
-    tokenizer: Tokenizer
-    _stop: tuple[str, ...]
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Raises what `Session.tokens` raises."""
-        stop, stream = StopFilter(self._stop), TextStream(self.tokenizer)
-        taken: list[Chosen] = []  # tokens since the last piece
-        async with aclosing(self.session.tokens()) as tokens:
-            async for token in tokens:
-                taken.append(token)
-                text = stop.push(stream.push(token.token))
-                if stop.stopped:
-                    yield Piece(text, tuple(taken), "stop")
-                    return
-                if text:
-                    yield Piece(text, tuple(taken), None)
-                    taken.clear()
-        rest = stop.push(stream.finish()) + stop.finish()
-        yield Piece(rest, tuple(taken), "stop" if stop.stopped else self.session.finish_reason)
-
-
-class StopFilter:
-    """Holds back text that may be the start of a stop string, and ends at the first whole one."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self.stopped = False
-        self._stop = stop
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """The text that may be shown now; once `stopped`, all that came before the stop string."""
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
-        keep = max((self._overlap(stop) for stop in self._stop), default=0)
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        return shown
-
-    def finish(self) -> str:
-        """What was held back, when no stop string came of it."""
-        held, self._held = self._held, ""
-        return held
-
-    def _overlap(self, stop: str) -> int:
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
 class Generator:
-    """Opens models and tokenizers once, and starts sessions."""
+    """Starts sessions."""
 
-    def __init__(
-        self,
-        node: Node,
-        library: Library,
-        installer: Installer,
-        steps: Steps,
-        timeline: Timeline,
-        settings: Settings,
-    ) -> None:
-        self._node = node
-        self._library = library
-        self._installer = installer
-        self._steps = steps
-        self._timeline = timeline
-        self._settings = settings
-        self._tokenizers: dict[str, asyncio.Future[Tokenizer]] = {}
-
-    async def wish(self, model: str) -> Wish:
-        """The model a person named, with the room this device asks for. Raises ModelError."""
-        reference, checkpoint = await self._library.find(model)
-        profile = checkpoint.profile()
-        context = min(self._settings.context, profile.context)
-        return Wish(reference, profile, Capacity(self._settings.sessions, context))
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Prepares a generation; nothing runs before its first piece is asked for.
 
-        Raises ModelError for the model's name, PromptTooLong for a prompt no plan can hold, and
-        BadPrompt for ids or messages that the model cannot take.
+        Raises ModelError for the model's name, WrongModel for one that does not write, or holds no
+        chats; PromptTooLong for a prompt no plan can hold, and BadPrompt for ids or messages that
+        the model cannot take.
         """
-        reference, checkpoint = await self._library.find(prompt.model)
-        wish = await self.wish(prompt.model)
-        tokenizer = await self._tokenizer(checkpoint)
-        read = await _read(prompt.text, checkpoint, tokenizer)
-        _check(read.ids, prompt, wish)
-        session = Session(
-            self._node.view.me,
-            Wanted(read.ids, prompt.max_new_tokens, prompt.sampling, read.end_ids),
-            MeshRoad(self._node, self._installer, self._timeline, wish),
-            self._steps,
-        )
-        stop = (*prompt.stop, *read.stop)
-        return Completion(reference.name, len(read.ids), session, tokenizer, stop)
+        if isinstance(prompt.text, Chat):
+            opened = await self._opener.open_for("chats", prompt.model, Purpose.TEXT)
+        else:
+            purposes = (Purpose.TEXT, Purpose.TEXT_TO_TEXT)
+            opened = await self._opener.open_for("completions", prompt.model, *purposes)
+        if isinstance(opened.checkpoint, Checkpoint):
+            return await self._continue(prompt, opened, opened.checkpoint)
+        return await self._translate(prompt, opened, opened.checkpoint)
 
-    async def _tokenizer(self, checkpoint: Checkpoint) -> Tokenizer:
-        key = str(checkpoint.model_id)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = asyncio.ensure_future(asyncio.to_thread(checkpoint.tokenizer))
-        try:
-            return await asyncio.shield(self._tokenizers[key])
-        except Exception:
-            self._tokenizers.pop(key, None)  # so that the next request tries again
-            raise
+    async def _continue(self, prompt: Prompt, opened: Opened, checkpoint: Checkpoint) -> Completion:
+        tokenizer = await self._opener.made(checkpoint, checkpoint.tokenizer)
+        read = await _read(prompt.text, checkpoint, tokenizer)
+        _check(read.ids, prompt, opened.wish)
+        wanted = Wanted(read.ids, prompt.max_new_tokens, prompt.sampling, read.end_ids)
+        session = Session(*opened.around, wanted)
+        stop = (*prompt.stop, *read.stop)
+        return Completion(opened.reference.name, len(read.ids), session, tokenizer, stop)
+
+    async def _translate(
+        self, prompt: Prompt, opened: Opened, checkpoint: Seq2SeqCheckpoint
+    ) -> Completion:
+        """The prompt is what the encoder reads; the decoder begins as the model's rules say."""
+        decoding = checkpoint.decoding
+        assert decoding is not None, "text to text has a decoder"
+        assert not isinstance(prompt.text, Chat), "chats are refused before"
+        reader = await self._opener.made(checkpoint, lambda: Reader.of(checkpoint))
+        ids = reader.read(prompt.text)
+        _check(ids, prompt, opened.wish)
+        wanted = Wanted(
+            [decoding.start], prompt.max_new_tokens, prompt.sampling, decoding.ends, column(ids)
+        )
+        session = Session(*opened.around, wanted)
+        return Completion(opened.reference.name, len(ids), session, reader.tokenizer, prompt.stop)
 
 
 async def _read(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack, aclosing, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -27,22 +28,19 @@ async def stream_text(
     first_s: float | None = None
     async with Client(port) as client:
         events = client.stream("/v1/completions", {**body, "stream": True})
-        async with aclosing(events):
-            with ExitStack() as shown:
-                bar = shown.enter_context(show_progress(err, body["model"], quiet=quiet))
-                watching = asyncio.create_task(_watch_transfers(client, bar))
-                shown.callback(watching.cancel)
-                async for event in events:
-                    choice = event["choices"][0]
-                    if first_s is None:
-                        first_s = time.monotonic()
-                        shown.close()
-                    text.append(choice["text"])
-                    token_ids += choice["token_ids"]
-                    finish_reason = choice["finish_reason"] or finish_reason
-                    if not quiet:
-                        out.print(choice["text"], end="", markup=False)
-                        out.file.flush()
+        shown_first = until_first(client, err, body["model"], quiet=quiet)
+        async with aclosing(events), shown_first as shown:
+            async for event in events:
+                choice = event["choices"][0]
+                if first_s is None:
+                    first_s = time.monotonic()
+                    shown.close()
+                text.append(choice["text"])
+                token_ids += choice["token_ids"]
+                finish_reason = choice["finish_reason"] or finish_reason
+                if not quiet:
+                    out.print(choice["text"], end="", markup=False)
+                    out.file.flush()
     ended_s = time.monotonic()
     if not quiet:
         out.print()
@@ -60,6 +58,18 @@ async def stream_text(
         "first_token_s": first_s - started_s,
         "tokens_per_s": rate,
     }
+
+
+@asynccontextmanager
+async def until_first(
+    client: Client, err: Console, model: str, *, quiet: bool = False
+) -> AsyncIterator[ExitStack]:
+    """Shows how far planning, fetching and loading are, until what it gives is closed."""
+    with ExitStack() as shown:
+        bar = shown.enter_context(show_progress(err, model, quiet=quiet))
+        watching = asyncio.create_task(_watch_transfers(client, bar))
+        shown.callback(watching.cancel)
+        yield shown
 
 
 async def _watch_transfers(client: Client, bar: Shown) -> None:

@@ -50,8 +50,8 @@ def joined(out: Console, found: Any) -> None:
 
 
 def status(out: Console, body: dict[str, Any]) -> None:
-    """The members, the plan, and what is held here."""
-    mesh, plan_body = body["mesh"], body["plan"]
+    """The members, and each model that runs."""
+    mesh = body["mesh"]
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("device", "id", "health", "address", "layers", "sent", "received"):
         table.add_column(column)
@@ -65,17 +65,53 @@ def status(out: Console, body: dict[str, Any]) -> None:
             member["id"][:8],
             f"[{HEALTH_STYLE[health]}]{health}[/]",
             member["address"] or "",
-            layers_text(member["layers"]),
+            _shares_text(member["shares"], len(body["plans"])),
             _megabytes(link.get("sent_bytes")),
             _megabytes(link.get("received_bytes")),
         )
     out.print(table)
-    if plan_body is None:
+    if not body["plans"]:
         out.print("\nNo model runs yet: potluck run MODEL 'PROMPT'")
-        return
-    epoch = plan_body["epoch"]["counter"]
-    out.print(f"\n[bold]{escape(plan_body['model'])}[/], plan of epoch {epoch}")
-    out.print(escape(plan_body["reason"]))
+    names = {member["id"]: member["name"] for member in mesh["members"]}
+    for one in body["plans"]:
+        epoch = one["epoch"]["counter"]
+        out.print(f"\n[bold]{escape(one['model'])}[/], plan of epoch {epoch}, {_use_text(one)}")
+        out.print(escape(f"on {_memory_text(one, names)}"))
+        out.print(escape(one["reason"]))
+
+
+def _shares_text(shares: list[dict[str, Any]], models: int) -> str:
+    """Which layers a device has; of which model, where there are several."""
+    named = models > 1
+    return (
+        ", ".join(
+            f"{escape(one['model'])} {layers_text(one['layers'])}"
+            if named
+            else layers_text(one["layers"])
+            for one in shares
+        )
+        or "-"
+    )
+
+
+def _memory_text(plan_body: dict[str, Any], names: dict[str, str]) -> str:
+    """Such as "attic (210 MB) and kitchen (190 MB)"."""
+    memory = plan_body["predicted"]["memory_bytes"].items()
+    return " and ".join(f"{names.get(id_, id_[:8])} ({size / 1e6:.0f} MB)" for id_, size in memory)
+
+
+def _use_text(one: dict[str, Any]) -> str:
+    """How a model is used, as far as this device knows."""
+    if count := one["conversations"]:
+        return f"{count} conversation{'s' if count > 1 else ''} here"
+    return f"last used {_ago_text(one['idle_s'])}"
+
+
+def _ago_text(seconds: float) -> str:
+    for size_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size_s:
+            return f"{seconds / size_s:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 def plan(out: Console, body: dict[str, Any]) -> None:
@@ -97,13 +133,14 @@ def models(out: Console, body: dict[str, Any]) -> None:
         out.print("No model is here yet: potluck pull gemma-3-270m, or the path of a GGUF file")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("model", "size", "id", "here", "on other devices"):
+    for column in ("model", "for", "size", "id", "here", "on other devices"):
         table.add_column(column)
     for model in body["models"]:
         where = {one["id"]: one for one in model["devices"]}
         here = where.pop(body["device"], None)
         table.add_row(
             escape(model["name"]),
+            escape(model["purpose"]) or "-",
             _megabytes(model["size_bytes"]),
             model["model"][:8],
             _part(here, model) if here else "-",
@@ -124,22 +161,32 @@ def _part(held: dict[str, Any], model: dict[str, Any], whole: str = "whole") -> 
 
 
 def loaded(out: Console, body: dict[str, Any]) -> None:
-    """What each device holds in memory."""
+    """What each device holds in memory, a line for each model."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("device", "model", "layers", "head", "memory", "may use", "conversations"):
+    for column in ("device", "model", "layers", "head", "weights", "conversations", "last used"):
         table.add_column(column)
-    for one in body["devices"]:
-        layers = one["layers"]
-        table.add_row(
-            escape(one["device"]),
-            escape(one["model"]) or "-",
-            layers_text([layers[0], layers[-1] + 1] if layers else None),
-            "yes" if one["head"] else "-",
-            _megabytes(one["size_bytes"]),
-            _megabytes(one["limit_bytes"]),
-            str(one["conversations"]),
-        )
+    for device in body["devices"]:
+        name = f"{escape(device['device'])} ({_megabytes(device['limit_bytes'])})"
+        for one in device["models"]:
+            table.add_row(name, *_loaded_row(one))
+            name = ""
+        if not device["models"]:
+            table.add_row(name, "-")
     out.print(table)
+
+
+def _loaded_row(one: dict[str, Any]) -> tuple[str, ...]:
+    layers = one["layers"]
+    held = (
+        escape(one["model"]),
+        layers_text([layers[0], layers[-1] + 1] if layers else None),
+        "yes" if one["head"] else "-",
+        _megabytes(one["size_bytes"]),
+    )
+    if not one["sessions"]:
+        return (*held, "loading", "")
+    used = "now" if one["conversations"] else _ago_text(one["idle_s"])
+    return (*held, f"{one['conversations']} of {one['sessions']}", used)
 
 
 def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:

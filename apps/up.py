@@ -29,6 +29,8 @@ SPOKEN = {
     "damaged-piece",
     "loaded",
     "plan",
+    "evicted",
+    "room",
     "no-plan",
     "resumed",
 }

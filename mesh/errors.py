@@ -16,10 +16,12 @@ PotluckError
     StaleEpoch          something of an older epoch or plan; refused by the receiver
   PlanError
     DoesNotFit          no set of devices can hold the model
+    NoRoom              the model fits the devices, but not beside those that are in use
   ModelError
     BadModelFile        truncated, corrupt, or not a GGUF file
     UnsupportedModel    a tensor type or an architecture we do not have
     ModelNotFound       no device, or not this one, has the model
+    WrongModel          the model is not for what was asked of it
     ModelInUse          the model cannot be removed or replaced while it runs
     WeightsMissing      pieces of a model that no device here can give now
     DiskFull            the disk took no more; what is there is kept
@@ -104,6 +106,10 @@ class DoesNotFit(PlanError):
     """No set of devices can hold the model; the text says which memory is short, by how much."""
 
 
+class NoRoom(PlanError):
+    """The model fits the devices, but not beside those in use; the text says who uses them."""
+
+
 class ModelError(PotluckError):
     """Trouble with a model file."""
 
@@ -118,6 +124,10 @@ class UnsupportedModel(ModelError):
 
 class ModelNotFound(ModelError):
     """No device, or not this one, has the model."""
+
+
+class WrongModel(ModelError):
+    """The model is not for what was asked of it; the text says what it is for."""
 
 
 class ModelInUse(ModelError):

@@ -34,6 +34,24 @@ class Kind(IntEnum):
     CHOSEN = 2  # [1, 1] int32, last stage to owner
     DONE = 3  # [1, 1] int32, last stage to owner: the step is done and nothing was to be chosen
     PROBE = 4  # link measurement; the content means nothing
+    SOURCE = 5  # [rows, 1] int32 or [rows, bands] float32, owner to first stage: what to encode
+    ENCODED = 6  # [rows, hidden], stage to stage: a source on its way through the encoder
+    VECTOR = 7  # [1, width] float32, last stage to owner: what an encoder says of a source
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is of a pass that encodes; such a step goes whole, for its rows see all."""
+        return self in (Kind.SOURCE, Kind.ENCODED)
+
+    @property
+    def from_owner(self) -> bool:
+        """Whether a step begins with it."""
+        return self in (Kind.TOKENS, Kind.SOURCE)
+
+    @property
+    def to_owner(self) -> bool:
+        """Whether a step ends with it."""
+        return self in (Kind.CHOSEN, Kind.DONE, Kind.VECTOR)
 
 
 class DType(IntEnum):
@@ -59,7 +77,11 @@ _DTYPE_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """`position` is the first token's place in the session; `row` the tile's place in the step."""
+    """`position` is the first token's place in the session; `row` the tile's place in the step.
+
+    A source has no place of its own. Where a decoder is to speak about it, `position` is that of
+    the first token that is chosen; else the number of the source.
+    """
 
     epoch: Epoch
     plan: PlanId

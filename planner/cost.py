@@ -77,10 +77,14 @@ def fits(prediction: Prediction, cluster: Cluster) -> bool:
 def stage_bytes(
     device: DeviceProfile, model: ModelProfile, layers: Span, capacity: Capacity
 ) -> int:
-    """Memory of a stage on one device: weights, caches, scratch, and the head if it ends it."""
+    """Memory of a stage on one device: what it holds, and the scratch of whoever computes."""
+    return held_bytes(model, layers, capacity) + device.scratch_bytes
+
+
+def held_bytes(model: ModelProfile, layers: Span, capacity: Capacity) -> int:
+    """What a stage keeps while another model computes: weights, caches, the head if it ends it."""
     held = sum(layer_bytes(layer, capacity) for layer in model.layers[layers.first : layers.last])
-    head_bytes = model.head_bytes if layers.last == len(model.layers) else 0
-    return held + head_bytes + device.scratch_bytes
+    return held + (model.head_bytes if layers.last == len(model.layers) else 0)
 
 
 def layer_bytes(layer: LayerProfile, capacity: Capacity) -> int:
@@ -88,7 +92,8 @@ def layer_bytes(layer: LayerProfile, capacity: Capacity) -> int:
     tokens = capacity.context
     if layer.window is not None:
         tokens = min(tokens, layer.window + KV_SLACK_TOKENS)
-    return layer.weight_bytes + capacity.sessions * layer.kv_bytes_per_token * tokens
+    session_bytes = layer.session_bytes + layer.kv_bytes_per_token * tokens
+    return layer.weight_bytes + capacity.sessions * session_bytes
 
 
 def compute_s(device: DeviceProfile, model: ModelProfile, layers: Span, tokens: int) -> float:

@@ -35,6 +35,7 @@ class LayerProfile:
     weight_bytes: int  # as held in memory while running
     kv_bytes_per_token: int
     window: int | None
+    session_bytes: int = 0  # what a conversation takes here whatever its length
 
 
 @dataclass(frozen=True, slots=True)

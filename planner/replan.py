@@ -37,28 +37,25 @@ class Move:
 
 
 def why_replan(
-    plan: Plan | None,
-    epoch: Epoch | None,
+    plan: Plan,
+    since: Epoch | None,
     present: frozenset[PeerId],
     considered: frozenset[PeerId],
     names: Mapping[PeerId, str] = MappingProxyType({}),
 ) -> str | None:
     """Why there should be another plan than the one in force; None when it is good.
 
-    `present` are the devices here now, `considered` those that were when we last planned.
+    `since` is the first epoch of the leader's term, None while none has begun; `present` are the
+    devices here now, `considered` those that were when we last planned.
     """
-    if plan is None:
-        return "nothing is planned yet"
     lost = [names.get(one, one.short) for one in plan.devices if one not in present]
     if lost:
         return f"lost {', '.join(lost)}"
+    if since is None or plan.epoch < since:
+        # Nobody knows what its devices did under another leader: it is installed anew, unchanged.
+        return f"the plan of epoch {plan.epoch} is another leader's"
     joined = sorted(names.get(one, one.short) for one in present - considered)
-    if joined:
-        return f"{', '.join(joined)} joined"
-    if plan.epoch != epoch:
-        # Devices refuse frames of an older epoch, so even an unchanged plan is installed anew.
-        return f"the plan is of epoch {plan.epoch}, the mesh is in {epoch or 'none'}"
-    return None
+    return f"{', '.join(joined)} joined" if joined else None
 
 
 def moved_bytes(old: Plan, stages: tuple[Stage, ...], model: ModelProfile) -> int:

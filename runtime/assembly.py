@@ -26,7 +26,7 @@ class Expected:
     dtype: DType
     width: int
     max_rows: int
-    context: int  # tokens of the session; a step must end within
+    context: int | None  # tokens of the session, within which a step ends; None: has no place there
 
     def check(self, header: FrameHeader) -> None:
         """Raises ProtocolError for a header that no step of this stage can have."""
@@ -39,7 +39,7 @@ class Expected:
             )
         if header.rows > self.max_rows:
             raise ProtocolError(f"a step has at most {self.max_rows} rows; {header.rows} came")
-        if header.position + header.rows > self.context:
+        if self.context is not None and header.position + header.rows > self.context:
             raise ProtocolError(
                 f"a step ends within {self.context} tokens; {header.position} + {header.rows} came"
             )

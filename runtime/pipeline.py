@@ -1,8 +1,9 @@
 """The pipeline on this device: frames in, steps through the worker, frames out.
 
-One pipeline serves every conversation under the plan in force. A step reads downwards: receive its
-tiles, compute it, in turns with those of others, send what comes out to the next stage or, from the
-last one, to the owner.
+One pipeline serves every conversation under the plans in force, at most one plan a model. A step
+reads downwards: receive its tiles, compute it, in turns with those of others, send what comes out
+to the next stage or, from the last one, to the owner. Conversations of one model share a turn; the
+models take turns.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from mesh.errors import Busy, PotluckError, ProtocolError, StaleEpoch
-from mesh.ids import PeerId, SessionId
+from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
+from planner.plan import Capacity
 from runtime.assembly import Assembly
 from runtime.history import History
 from runtime.outbox import Outbox
 from runtime.post import Conversation, Post
 from runtime.session_messages import OpenSession, StepFailed
 from runtime.stage import Slice
-from runtime.turns import Pace, Waiting, next_turn
+from runtime.turns import Pace, Waiting, next_plan, next_turn
 from runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -32,8 +34,19 @@ _log = logging.getLogger(__name__)
 Report = Callable[[PeerId, StepFailed], None]
 
 
+@dataclass(slots=True)
+class _Work:
+    """A post, and how its work goes."""
+
+    post: Post
+    room: Capacity  # less than in the plan where another model needs the memory
+    used_s: float | None = None  # when a conversation last came or went
+    last_turn: int = -1
+    pace: Pace = field(default_factory=Pace)
+
+
 class Pipeline:
-    """This device's stage at work. Everything but the compute runs in the event loop."""
+    """This device's stages at work. Everything but the compute runs in the event loop."""
 
     def __init__(self, worker: Worker, outbox: Outbox, report: Report) -> None:
         """`report` tells a session's owner that a step failed here; it must not raise."""
@@ -41,15 +54,25 @@ class Pipeline:
         self._worker = worker
         self._outbox = outbox
         self._report = report
-        self._post: Post | None = None
+        self._work: dict[PlanId, _Work] = {}
         self._waiting: list[Waiting] = []  # whole steps, the oldest first
         self._more = asyncio.Event()
-        self._pace = Pace()
+        self._turns = 0
 
     @property
     def conversations(self) -> int:
-        """How many conversations have their place here."""
-        return len(self._post.conversations) if self._post else 0
+        """How many conversations have their place here, of all models."""
+        return sum(len(work.post.conversations) for work in self._work.values())
+
+    def conversations_of(self, plan: PlanId) -> int:
+        """How many of them go through one plan."""
+        work = self._work.get(plan)
+        return len(work.post.conversations) if work else 0
+
+    def used_s(self, plan: PlanId) -> float | None:
+        """When a conversation of the plan last came or went here, in the loop's time."""
+        work = self._work.get(plan)
+        return work.used_s if work else None
 
     async def run(self) -> None:
         """Computes until cancelled."""
@@ -59,9 +82,27 @@ class Pipeline:
             if not self._waiting:
                 self._more.clear()
 
-    def install(self, post: Post | None) -> None:
-        """Puts a plan in force; the old plan's conversations are gone, their owners replay."""
-        self._post = post
+    def install(self, post: Post) -> None:
+        """Puts a plan in force beside those that are."""
+        self._work[post.plan.plan_id] = _Work(post, post.plan.capacity)
+
+    def end(self, plan: PlanId, why: str = "") -> None:
+        """A plan is over here, and its conversations with it.
+
+        Owners learn of a new plan from the leader; where there is none yet, `why` tells them that
+        nobody answers here any more.
+        """
+        work = self._work.pop(plan, None)
+        for conversation in work.post.conversations.values() if work and why else ():
+            self._fail(conversation.opened, why, lost=True)
+
+    def limit(self, plan: PlanId, room: Capacity) -> None:
+        """From now on a plan has this room; conversations that have a place keep it."""
+        work = self._work.get(plan)
+        if work is not None:
+            # Caches that are kept may be as long as conversations were until now.
+            work.post.stage.limit(0 if room.context < work.room.context else room.sessions)
+            work.room = room
 
     # --- conversations ----------------------------------------------------------------------------
 
@@ -71,18 +112,20 @@ class Pipeline:
         Raises StaleEpoch for another plan than the one in force, Busy when every place is taken,
         ProtocolError when the conversation is longer than the plan allows.
         """
-        post = self._post
-        if post is None or (request.epoch, request.plan) != (post.plan.epoch, post.plan.plan_id):
+        work = self._work.get(request.plan)
+        if work is None or request.epoch != work.post.plan.epoch:
             raise StaleEpoch(f"plan {request.plan[:8]} of epoch {request.epoch} is not in force")
-        capacity = post.plan.capacity
+        post, room, most = work.post, work.room, work.post.plan.capacity.context
         known = request.session in post.conversations
-        if not known and len(post.conversations) >= capacity.sessions:
+        if not known and len(post.conversations) >= room.sessions:
             raise Busy(
-                f"all {capacity.sessions} places for a conversation are taken; "
-                "wait for one to end, or start the devices with more --sessions"
+                f"all {room.sessions} places for a conversation are taken; "
+                "wait for one to end, or start the devices with more --sessions or --memory"
             )
-        if request.context > capacity.context:
-            raise ProtocolError(f"the plan has room for {capacity.context} tokens a conversation")
+        if request.context > most:
+            raise ProtocolError(f"the plan has room for {most} tokens a conversation")
+        if request.context > room.context:
+            raise StaleEpoch(f"by now there is room for {room.context} tokens a conversation")
         history = History.unpack(request.history) if request.sampling.needs_history else None
         held = post.stage.open(
             request.session,
@@ -90,32 +133,35 @@ class Pipeline:
             request.context,
             prefix=request.prefix,
             history=history,
-            places=capacity.sessions,
+            places=room.sessions,
         )
         post.conversations[request.session] = Conversation(request)
+        work.used_s = asyncio.get_running_loop().time()
         return held
 
     def close(self, session: SessionId, owner: PeerId, prefix: bytes = b"") -> None:
         """Frees a conversation's place; one that is not here, or another's, stays as it is."""
-        post = self._post
-        conversation = post.conversations.get(session) if post else None
-        if post is not None and conversation is not None and conversation.opened.owner == owner:
-            del post.conversations[session]
-            post.stage.close(session, prefix)
+        for work in self._work.values():
+            conversation = work.post.conversations.get(session)
+            if conversation is not None and conversation.opened.owner == owner:
+                del work.post.conversations[session]
+                work.post.stage.close(session, prefix)
+                work.used_s = asyncio.get_running_loop().time()
 
     def forget(self, peer: PeerId) -> None:
         """A device is gone, and its conversations with it."""
-        conversations = self._post.conversations if self._post else {}
-        for session, conversation in list(conversations.items()):
-            if conversation.opened.owner == peer:
-                self.close(session, peer)
+        for work in self._work.values():
+            for session, conversation in list(work.post.conversations.items()):
+                if conversation.opened.owner == peer:
+                    self.close(session, peer)
 
     # --- receive ----------------------------------------------------------------------------------
 
     def on_frame(self, peer: PeerId, frame: TensorFrame) -> None:
-        """Takes one tile. Raises ProtocolError for what no peer of this plan would send."""
-        header, post = frame.header, self._post
-        if post is None or (header.epoch, header.plan) != (post.plan.epoch, post.plan.plan_id):
+        """Takes one tile. Raises ProtocolError for what no peer of its plan would send."""
+        header = frame.header
+        post = self._post_of(header)
+        if post is None:
             self.refused["stale epoch or plan"] += 1
             return
         conversation = post.conversations.get(header.session)
@@ -135,9 +181,10 @@ class Pipeline:
         self, peer: PeerId, frame: TensorFrame, post: Post, conversation: Conversation
     ) -> None:
         header = frame.header
-        if peer != post.upstream(conversation.opened):
+        expected = post.expected(conversation.opened, header.kind)
+        if peer != post.upstream(conversation.opened, header.kind):
             raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
-        post.expected(conversation.opened).check(header)
+        expected.check(header)
         if conversation.assembly is None or header.row == 0:
             conversation.assembly = Assembly(header)
         if conversation.assembly.add(frame):
@@ -147,56 +194,66 @@ class Pipeline:
 
     def on_lost(self, header: FrameHeader, reason: str) -> None:
         """What this stage sent on did not arrive: the next device is gone, as seen from here."""
-        conversation = self._post.conversations.get(header.session) if self._post else None
+        post = self._post_of(header)
+        conversation = post.conversations.get(header.session) if post else None
         if conversation is not None:
             self._fail(conversation.opened, reason, lost=True)
+
+    def _post_of(self, header: FrameHeader) -> Post | None:
+        """The post under the very plan and epoch that a frame names."""
+        work = self._work.get(header.plan)
+        return work.post if work is not None and work.post.plan.epoch == header.epoch else None
 
     # --- compute and send -------------------------------------------------------------------------
 
     async def _turn(self) -> None:
-        """One turn of the worker, for as many conversations as wait."""
-        post = self._post
-        self._waiting = [step for step in self._waiting if self._is_wanted(post, step)]
-        if post is None or not self._waiting:
+        """One turn of the worker, for as many conversations of one model as wait."""
+        self._waiting = [step for step in self._waiting if self._is_wanted(step)]
+        if not self._waiting:
             return
-        alone = len(post.conversations) == 1
-        turn = next_turn(self._waiting, alone, self._pace.slice_rows)
+        last_turns = {plan: work.last_turn for plan, work in self._work.items()}
+        plan = next_plan(self._waiting, last_turns)
+        work, self._turns = self._work[plan], self._turns + 1
+        work.last_turn = self._turns
+        waiting = [step for step in self._waiting if step.header.plan == plan]
+        turn = next_turn(waiting, self.conversations == 1, work.pace.slice_rows)
         try:
-            await self._compute(post, turn)
+            await self._compute(work, turn)
         except Exception as error:
             if len(turn) == 1:
-                self._give_up(post, turn[0][0], error)
+                self._give_up(work.post, turn[0][0], error)
                 return
             for one in turn:  # which of them it was shows when each is alone
                 try:
-                    await self._compute(post, [one])
+                    await self._compute(work, [one])
                 except Exception as error_of_one:
-                    self._give_up(post, one[0], error_of_one)
+                    self._give_up(work.post, one[0], error_of_one)
 
-    async def _compute(self, post: Post, turn: Sequence[tuple[Waiting, int]]) -> None:
+    async def _compute(self, work: _Work, turn: Sequence[tuple[Waiting, int]]) -> None:
         slices = [_slice(step, rows) for step, rows in turn]
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        outs = await self._worker.run(post.stage.turn, slices)
-        self._pace.note(sum(rows for _, rows in turn), loop.time() - started_s)
+        outs = await self._worker.run(work.post.stage.turn, slices)
+        work.pace.note(sum(rows for _, rows in turn), loop.time() - started_s)
         for (step, rows), out in zip(turn, outs, strict=True):
             step.done += rows
             if not step.left:
                 self._waiting.remove(step)
-                self._finish(post, step, out)
+                self._finish(work.post, step, out)
             elif out is not None:
                 step.outs.append(out)
 
     def _finish(self, post: Post, step: Waiting, out: torch.Tensor | None) -> None:
         """All rows are computed: on to the next stage, or the answer to the owner."""
         conversation = post.conversations.get(step.header.session)
-        if conversation is None or self._post is not post:
+        if conversation is None or post.plan.plan_id not in self._work:
             self.refused["closed conversation"] += 1
-        elif post.is_last:
-            self._answer(post, conversation.opened, step.header, out)
-        elif out is not None:
+        elif out is not None or post.is_last:
+            kind, dtype = post.outgoing(step.header.kind, out)
+            if out is None:
+                out = torch.zeros(1, 1, dtype=torch.int32)  # done, and nothing was to be chosen
             whole = torch.cat([*step.outs, out]) if step.outs else out
-            header = _whole(step.header, Kind.HIDDEN, DType.FLOAT32, whole)
+            header = _whole(step.header, kind, dtype, whole)
             self._outbox.post(post.downstream(conversation.opened), header, whole)
 
     def _give_up(self, post: Post, step: Waiting, error: Exception) -> None:
@@ -209,21 +266,15 @@ class Pipeline:
             words = str(error) if isinstance(error, PotluckError) else repr(error)
             self._fail(conversation.opened, words)
 
-    def _is_wanted(self, post: Post | None, step: Waiting) -> bool:
-        if post is None or post.plan.plan_id != step.header.plan:
+    def _is_wanted(self, step: Waiting) -> bool:
+        post = self._post_of(step.header)
+        if post is None:
             self.refused["stale epoch or plan"] += 1
             return False
         if step.header.session not in post.conversations:
             self.refused["closed conversation"] += 1
             return False
         return True
-
-    def _answer(
-        self, post: Post, opened: OpenSession, header: FrameHeader, chosen: torch.Tensor | None
-    ) -> None:
-        kind = Kind.CHOSEN if chosen is not None else Kind.DONE
-        out = chosen if chosen is not None else torch.zeros(1, 1, dtype=torch.int32)
-        self._outbox.post(post.downstream(opened), _whole(header, kind, DType.INT32, out), out)
 
     def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
         self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
@@ -236,6 +287,7 @@ def _slice(step: Waiting, rows: int) -> Slice:
         step.header.position + step.done,
         step.rows[step.done : last],
         choose=step.header.choose and last == len(step.rows),
+        is_source=step.header.kind.is_source,
     )
 
 

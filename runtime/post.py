@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from torch import Tensor
+
+from mesh.errors import ProtocolError
 from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import DType, Kind
-from planner.plan import Plan
+from planner.plan import Plan, Span
 from runtime.assembly import Assembly, Expected
+from runtime.history import History
+from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
-from runtime.stage import Stage
+from runtime.stage import Slice
+from runtime.traffic import Traffic
 from runtime.turns import MAX_STEP_ROWS
+
+
+class Computing(Protocol):
+    """A stage of whatever kind of model; see `runtime.stage.Stage`."""
+
+    @property
+    def span(self) -> Span: ...
+
+    def open(
+        self,
+        session: SessionId,
+        sampling: Sampling,
+        context: int,
+        *,
+        prefix: bytes = b"",
+        history: History | None = None,
+        places: int = 1,
+    ) -> int:
+        """Makes room for a session; how many tokens of `prefix` are known here."""
+
+    def close(self, session: SessionId, prefix: bytes = b"") -> None:
+        """Ends a session."""
+
+    def limit(self, places: int) -> None:
+        """From now on at most so many caches stay in memory."""
+
+    def turn(self, slices: Sequence[Slice]) -> list[Tensor | None]:
+        """What comes out of each slice, in the worker's thread."""
 
 
 @dataclass(slots=True)
@@ -27,24 +63,50 @@ class Post:
 
     plan: Plan
     index: int  # of its stage
-    stage: Stage
-    hidden_size: int
+    stage: Computing
+    traffic: Traffic
     conversations: dict[SessionId, Conversation] = field(default_factory=dict)
 
     @property
     def is_last(self) -> bool:
         return self.index == len(self.plan.stages) - 1
 
-    def upstream(self, opened: OpenSession) -> PeerId:
-        """Who sends steps here: the session's owner, or the stage before."""
-        return opened.owner if self.index == 0 else self.plan.stages[self.index - 1].device
+    def upstream(self, opened: OpenSession, kind: Kind) -> PeerId:
+        """Who sends frames of a kind here: the session's owner, or the stage before."""
+        is_first = self.index == self._first(kind)
+        return opened.owner if is_first else self.plan.stages[self.index - 1].device
 
     def downstream(self, opened: OpenSession) -> PeerId:
         """Who gets what this stage computes: the next stage, or the session's owner."""
         return opened.owner if self.is_last else self.plan.stages[self.index + 1].device
 
-    def expected(self, opened: OpenSession) -> Expected:
-        if self.index == 0:
+    def outgoing(self, kind: Kind, out: Tensor | None) -> tuple[Kind, DType]:
+        """As what the outcome of a step of `kind` leaves here."""
+        if not self.is_last:
+            return (Kind.ENCODED if kind.is_source else Kind.HIDDEN), DType.FLOAT32
+        if out is None:
+            return Kind.DONE, DType.INT32
+        return (Kind.VECTOR, DType.FLOAT32) if kind.is_source else (Kind.CHOSEN, DType.INT32)
+
+    def expected(self, opened: OpenSession, kind: Kind) -> Expected:
+        """What a step of that pass looks like here. Raises ProtocolError where none comes."""
+        is_first = self.index == self._first(kind)
+        hidden = self.traffic.hidden_size
+        source = self.traffic.source
+        if kind.is_source and source is not None:
+            most = self.traffic.most_rows(opened.context)
+            if is_first:
+                return Expected(Kind.SOURCE, source.dtype, source.width, most, None)
+            return Expected(Kind.ENCODED, DType.FLOAT32, hidden, most, None)
+        if is_first:
             return Expected(Kind.TOKENS, DType.INT32, 1, MAX_STEP_ROWS, opened.context)
-        width = self.hidden_size
-        return Expected(Kind.HIDDEN, DType.FLOAT32, width, MAX_STEP_ROWS, opened.context)
+        return Expected(Kind.HIDDEN, DType.FLOAT32, hidden, MAX_STEP_ROWS, opened.context)
+
+    def _first(self, kind: Kind) -> int:
+        """The number of the stage where a pass of that kind begins. Raises ProtocolError."""
+        if kind.is_source and self.traffic.source is not None:
+            return 0
+        first = self.traffic.entry(self.plan)
+        if self.index < first:
+            raise ProtocolError("a stage with none but layers of the encoder takes no tokens")
+        return first

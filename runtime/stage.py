@@ -15,9 +15,10 @@ from runtime.chosen import to_row
 from runtime.history import History
 from runtime.kv_cache import SessionCache
 from runtime.models.block import Block, Run
+from runtime.models.head import Head
 from runtime.prefix import common_tokens
 from runtime.sampling import Sampling, draw
-from runtime.weights import Checkpoint, Head
+from runtime.weights import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Slice:
     position: int  # of the first
     rows: Tensor  # [N, 1] int32 token ids on the first stage, [N, hidden] elsewhere
     choose: bool  # whether the last stage is to choose what follows
+    is_source: bool = False  # what an encoder is to read, and not tokens; always the whole step
 
 
 @dataclass(slots=True, eq=False)
@@ -73,9 +75,13 @@ class Stage:
         self._open.pop(session, None)
         cache, held = self._take(prefix, context)
         self._open[session] = _Open(cache, sampling, history)
+        self.limit(places)
+        return held
+
+    def limit(self, places: int) -> None:
+        """Lets go of caches that are kept beyond `places`; those of open sessions stay."""
         while self._kept and len(self._open) + len(self._kept) > places:
             self._kept.popitem(last=False)
-        return held
 
     def close(self, session: SessionId, prefix: bytes = b"") -> None:
         """Ends a session; its cache is kept for another that begins with the tokens of `prefix`,

@@ -6,12 +6,13 @@ than one alone. A long prompt goes in slices beside them, so that no stream stop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
+from mesh.ids import PlanId
 from mesh.tensor_frame import FrameHeader
 
 MAX_STEP_ROWS: Final = 512  # tokens in one step; a longer prompt comes in several
@@ -55,22 +56,36 @@ class Pace:
         return max(MIN_SLICE_ROWS, min(MAX_STEP_ROWS, int(SLICE_S / self.row_s)))
 
 
+def next_plan(waiting: Sequence[Waiting], last_turns: Mapping[PlanId, int]) -> PlanId:
+    """Whose turn it is where several models wait: of the plan that has not had one for longest.
+
+    `last_turns` numbers the last turn of each; of those that had none the oldest step decides.
+    """
+    plans = dict.fromkeys(step.header.plan for step in waiting)
+    return min(plans, key=lambda plan: last_turns.get(plan, -1))
+
+
 def next_turn(
     waiting: Sequence[Waiting], alone: bool, slice_rows: int
 ) -> list[tuple[Waiting, int]]:
     """The steps of the next turn, each with the number of its rows; the oldest come first.
 
     `alone`: there is one conversation only, so that a prompt holds up nobody. Of one conversation
-    only the oldest step takes part.
+    only the oldest step takes part. A source cannot be cut, for all its rows see each other: it
+    takes the place of all slices of a turn, and the others wait for one of them at most.
     """
     first: dict[object, Waiting] = {}
     for step in waiting:
         first.setdefault(step.header.session, step)
-    budget = MAX_STEP_ROWS if alone else slice_rows
+    most = budget = MAX_STEP_ROWS if alone else slice_rows
     turn: list[tuple[Waiting, int]] = []
     for step in first.values():
         if step.left <= SHORT_ROWS:
             turn.append((step, step.left))
+        elif step.header.kind.is_source:
+            if budget == most:
+                turn.append((step, step.left))
+                budget = 0
         elif budget > 0:
             rows = min(step.left, budget)
             turn.append((step, rows))

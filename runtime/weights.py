@@ -1,33 +1,37 @@
-"""A checkpoint: a file or folder as a model, from which layers, head and embedding are loaded."""
+"""A checkpoint: a file or folder as a model, from which layers, head and embedding are loaded.
+
+Knowing a model (its name, size, tensors) needs no torch, which takes a second to import: it comes
+with the first thing that is loaded.
+"""
 
 from __future__ import annotations
 
 import re
 from copy import copy
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from mesh.errors import GenerationFailed
 from planner.plan import Span
 from planner.profile import LayerProfile, ModelProfile
-from runtime.compute.linear import Linear, Part
 from runtime.compute.precision import Precision, resolved
-from runtime.formats.filling import check_tensors, fill, held_bytes_of
 from runtime.formats.gguf import FileRange, GGUFFile
-from runtime.formats.quantize import dequantise, dequantise_rows
-from runtime.formats.safetensors_folder import SafetensorsFolder
+from runtime.formats.safetensors_folder import SafetensorsFolder, folder_name
+from runtime.formats.tensor_check import check_tensors
 from runtime.models import folder_form, gguf_form
-from runtime.models.block import Block
 from runtime.models.family import Form
-from runtime.models.head import Head
 from runtime.models.names import Places, entry_places, head_places, layer_places
-from runtime.models.rope import Rope
-from runtime.models.spec import RopeSpec
-from runtime.text.folder_tokenizer import folder_tokenizer
-from runtime.text.tokenizer import Tokenizer
+from runtime.purpose import Purpose
+from runtime.traffic import Traffic
 
-__all__ = ["Checkpoint", "Head"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime.compute.linear import Linear
+    from runtime.loading import Loader
+    from runtime.models.block import Block
+    from runtime.models.head import Head
+    from runtime.text.tokenizer import Tokenizer
 
 
 class Checkpoint:
@@ -52,7 +56,6 @@ class Checkpoint:
         self._entry = entry_places(self.spec, self._names)
         divisors = self._names.rope_divisors
         self._divisors = file.tensors.get(f"{divisors}.weight") if divisors else None
-        self._ropes: dict[RopeSpec, Rope] = {}
         self._check()
         self.model_id = file.fingerprint()
 
@@ -77,6 +80,15 @@ class Checkpoint:
         other.precision = precision
         return other
 
+    @property
+    def purpose(self) -> Purpose:
+        return Purpose.TEXT
+
+    @property
+    def traffic(self) -> Traffic:
+        """What steps of this model look like on the wire."""
+        return Traffic(self.spec.hidden_size)
+
     def profile(self) -> ModelProfile:
         """What the planner needs, from the header alone; bytes as held in memory."""
         spec = self.spec
@@ -96,24 +108,15 @@ class Checkpoint:
 
     def load_layer(self, index: int) -> Block:
         """Layer `index`; reads that layer's tensors only."""
-        block = Block(self.spec, index, self._rope(self.spec.layers[index].rope))
-        fill(block, self.file, self._layers[index], self.precision)
-        return block
+        return self._loader.layer(index, self.precision)
 
     def load_head(self) -> Head:
         """The final norm and the vocabulary head."""
-        head = Head(self.spec)
-        fill(head, self.file, self._head, self.precision)
-        return head
+        return self._loader.head(self.precision)
 
     def head_rows(self, rows: int) -> Linear:
         """The first rows of the vocabulary head alone, to measure with."""
-        place = self._head[-1]
-        info = self.file.tensors[place.tensor]
-        raw = self.file.raw(place.tensor)[: info.size_bytes // place.rows * rows].copy()
-        part = Linear(rows, self.spec.hidden_size)
-        part.fill([Part(raw, info.type, rows)], self.precision)
-        return part
+        return self._loader.head_rows(rows, self.precision)
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Tokens [S] at positions [S] -> [S, hidden], read row by row from the file.
@@ -121,19 +124,14 @@ class Checkpoint:
         Raises GenerationFailed for an id outside the vocabulary, or a position outside the context
         where positions are learned.
         """
-        tokens, *learned = self._entry
-        last = self.spec.vocabulary - 1
-        rows = self._rows(tokens.tensor, token_ids, f"token ids lie between 0 and {last}")
-        rows.mul_(self.spec.embedding_scale)
-        for table in learned:
-            assert self.spec.first_position is not None, "a table of positions has a first row"
-            what = f"positions lie between 0 and {self.spec.context - 1}"
-            rows += self._rows(table.tensor, positions + self.spec.first_position, what)
-        return rows
+        return self._loader.embed(token_ids, positions)
 
     def tokenizer(self) -> Tokenizer:
         """Made anew on each call, in a fraction of a second. Raises BadModelFile or
         UnsupportedModel."""
+        from runtime.text.folder_tokenizer import folder_tokenizer  # most devices of a plan
+        from runtime.text.tokenizer import Tokenizer  # never ask for one
+
         if isinstance(self.file, GGUFFile):
             return Tokenizer.from_gguf(self.file)
         return folder_tokenizer(self.file.path, self.file.config)
@@ -159,23 +157,17 @@ class Checkpoint:
         """Lets go of the file; what was loaded stays."""
         self.file.close()
 
+    @cached_property
+    def _loader(self) -> Loader:
+        from runtime.loading import Loader
+
+        layers, head, entry = self._layers, self._head, self._entry
+        return Loader(self.file, self.spec, layers, head, entry, self._divisors)
+
     def _held_bytes(self, places: Places) -> int:
+        from runtime.formats.filling import held_bytes_of
+
         return held_bytes_of(self.file, places, self.precision)
-
-    def _rope(self, spec: RopeSpec | None) -> Rope | None:
-        if spec is not None and spec not in self._ropes:
-            info, divisors = self._divisors, None
-            if info is not None:
-                divisors = dequantise(self.file.raw(info.name), info.type, info.shape)
-            self._ropes[spec] = Rope(spec, self.spec.head_dim, divisors)
-        return None if spec is None else self._ropes[spec]
-
-    def _rows(self, tensor: str, row_ids: Tensor, expected: str) -> Tensor:
-        info = self.file.tensors[tensor]
-        try:
-            return dequantise_rows(self.file.raw(tensor), info.type, info.shape, row_ids)
-        except IndexError as error:
-            raise GenerationFailed(f"{expected}: {error}") from None
 
     def _check(self) -> None:
         places = [place for part in (*self._layers, self._head, self._entry) for place in part]
@@ -191,10 +183,6 @@ class Checkpoint:
 def _name(file: GGUFFile | SafetensorsFolder) -> str:
     """What the model is called: by its file, or as its folder is."""
     if isinstance(file, SafetensorsFolder):
-        folder = file.path.resolve()
-        # As in Hugging Face's cache: models--owner--name/snapshots/<commit>
-        if folder.parent.name == "snapshots":
-            return folder.parent.parent.name.rpartition("--")[2]
-        return folder.name
+        return folder_name(file.path)
     name = file.metadata.get("general.name")
     return name if isinstance(name, str) and name else file.path.stem

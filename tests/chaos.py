@@ -26,9 +26,9 @@ from typing import Any
 
 from apps.local_mesh import Device
 from apps.measure import Generation, generate, generate_and, recovery
-from apps.models.library import DEFAULT_MODEL
 from mesh.config import StateFolder
 from mesh.trust import MeshSecret
+from runtime.stored.model_files import DEFAULT_MODEL
 from tests.lan import Lan, why_not
 
 TOKENS = 48

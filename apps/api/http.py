@@ -21,6 +21,7 @@ from mesh.errors import (
     PotluckError,
     PromptTooLong,
     WeightsMissing,
+    WrongModel,
 )
 
 _log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def error_body(error: PotluckError) -> dict[str, Any]:
 def status_of(error: PotluckError) -> int:
     """The HTTP status that says whose turn it is: the client's (4xx), or the mesh's (5xx)."""
     match error:
-        case BadRequest() | BadPrompt() | PromptTooLong():
+        case BadRequest() | BadPrompt() | PromptTooLong() | WrongModel():
             return 400
         case ModelNotFound():
             return 404

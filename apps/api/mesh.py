@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
 from apps.api.http import BadRequest
-from apps.generator import Generator
+from apps.opener import Opener
 from apps.planning.installer import Installer
-from apps.planning.messages import PREVIEW_PLAN
+from apps.planning.messages import PREVIEW_PLAN, Known
 from apps.planning.preview import plan_as_dict
 from apps.settings import Settings
 from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.errors import NoLeader
+from mesh.ids import PeerId
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.trust import MeshSecret
-from planner.plan import Plan
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
 
@@ -38,7 +38,7 @@ class MeshRoutes:
         *,
         node: Node,
         links: TensorLinks,
-        generator: Generator,
+        opener: Opener,
         installer: Installer,
         holdings: Holdings,
         pipeline: Pipeline,
@@ -49,7 +49,7 @@ class MeshRoutes:
     ) -> None:
         self._node = node
         self._links = links
-        self._generator = generator
+        self._opener = opener
         self._installer = installer
         self._holdings = holdings
         self._pipeline = pipeline
@@ -68,7 +68,7 @@ class MeshRoutes:
     async def status(self, request: web.Request) -> web.Response:
         """Who is here, who leads, what runs where, and what this device holds and has refused."""
         view = self._node.view
-        plan = self._installer.plan
+        known = self._installer.report().known
         return web.json_response(
             {
                 "device": {"id": str(view.me), "name": self._settings.name},
@@ -76,12 +76,17 @@ class MeshRoutes:
                     "leader": view.leader,
                     "epoch": view.epoch.counter if view.epoch else None,
                     "version": view.version,
-                    "members": [self._member(member.peer, plan) for member in view.members],
+                    "members": [self._member(member.peer, known) for member in view.members],
                 },
-                "plan": plan_as_dict(plan) if plan else None,
+                "plans": [
+                    {
+                        **plan_as_dict(one.plan),
+                        "conversations": one.conversations,
+                        "idle_s": one.idle_s,
+                    }
+                    for one in known
+                ],
                 "holds": {
-                    "layers": list(self._holdings.layers),
-                    "head": self._holdings.has_head,
                     "bytes": self._holdings.size_bytes,
                     "limit_bytes": self._holdings.memory_bytes,
                 },
@@ -95,7 +100,7 @@ class MeshRoutes:
         model = request.query.get("model")
         if not model:
             raise BadRequest("name the model: /potluck/plan?model=NAME")
-        wish = await self._generator.wish(model)
+        wish = (await self._opener.open(model)).wish
         try:
             view = await self._node.wait_for(
                 lambda view: view.leader is not None, timeout_s=LEADER_WAIT_S
@@ -132,10 +137,10 @@ class MeshRoutes:
         await self._leave()
         return web.json_response({"left": True})
 
-    def _member(self, peer: Any, plan: Plan | None) -> dict[str, Any]:
+    def _member(self, peer: PeerId, known: Sequence[Known]) -> dict[str, Any]:
         member = self._node.view.find(peer)
         assert member is not None
-        layers = plan.layers_of(peer) if plan else None
+        spans = [(one.plan.model_name, one.plan.layers_of(peer)) for one in known]
         stats = asdict(self._links.stats(peer)) if peer != self._node.view.me else None
         return {
             "id": str(member.peer),
@@ -143,6 +148,8 @@ class MeshRoutes:
             "health": member.health.value,
             "incarnation": member.incarnation,
             "address": str(member.address) if member.address else None,
-            "layers": [layers.first, layers.last] if layers else None,
+            "shares": [
+                {"model": name, "layers": [span.first, span.last]} for name, span in spans if span
+            ],
             "link": stats,
         }

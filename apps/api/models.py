@@ -17,7 +17,7 @@ from apps.models.messages import (
     LIST_MODELS,
     LOADED_MODEL,
     TRANSFERS,
-    LoadedModel,
+    Loaded,
     ModelList,
     Transfers,
 )
@@ -56,18 +56,20 @@ class ModelRoutes:
                     {
                         "name": held.name,
                         "model": str(held.model),
+                        "purpose": held.purpose,
                         "size_bytes": held.size_bytes,
                         "origin": held.origin,
                         "devices": [],
                     },
                 )
+                entry["purpose"] = entry["purpose"] or held.purpose
                 entry["devices"].append({**device, "have_bytes": held.have_bytes})
         models = [found[key] for key in sorted(found)]
         return web.json_response({"device": str(self._node.view.me), "models": models})
 
     async def loaded(self, request: web.Request) -> web.Response:
         """What each device holds in memory."""
-        answers = await self._ask_all(LOADED_MODEL, LoadedModel)
+        answers = await self._ask_all(LOADED_MODEL, Loaded)
         return web.json_response(
             {"devices": [{**device, **asdict(answer)} for device, answer in answers]}
         )

@@ -1,7 +1,10 @@
-"""The OpenAI face: completions, chats and models, as their clients expect them."""
+"""The OpenAI face: completions, chats, embeddings, transcriptions and models, as their clients
+expect them.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,22 +14,32 @@ from aiohttp import web
 
 from apps.api.http import error_body, read_json
 from apps.api.openai_answers import ChatAnswer, CompletionAnswer
+from apps.api.openai_audio import read_transcription
+from apps.api.openai_embeddings import embeddings_text, parse_embeddings
 from apps.api.openai_requests import CompletionRequest, parse_chat, parse_completion
-from apps.generator import Generator, Piece
+from apps.completion import Piece
+from apps.embedder import Embedder
+from apps.generator import Generator
 from apps.models.library import Library
+from apps.opener import Opener
+from apps.transcriber import Transcriber
 from mesh.errors import ModelNotFound, PotluckError
 
 
 class OpenAIRoutes:
-    """Handlers over one generator."""
+    """Handlers over what this device can be asked for."""
 
-    def __init__(self, generator: Generator, library: Library) -> None:
-        self._generator = generator
+    def __init__(self, opener: Opener, library: Library) -> None:
+        self._generator = Generator(opener)
+        self._embedder = Embedder(opener)
+        self._transcriber = Transcriber(opener)
         self._library = library
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_post("/v1/completions", self.completions)
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/embeddings", self.embeddings)
+        app.router.add_post("/v1/audio/transcriptions", self.transcriptions)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{name:.+}", self.model)
 
@@ -49,6 +62,21 @@ class OpenAIRoutes:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = parse_chat(await read_json(request))
         return await self._run(request, asked, ChatAnswer)
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        asked = parse_embeddings(await read_json(request))
+        found = await self._embedder.embed(asked.model, asked.texts)
+        text = await asyncio.to_thread(embeddings_text, asked, found)
+        return web.json_response(text=text)
+
+    async def transcriptions(self, request: web.Request) -> web.Response:
+        asked = await read_transcription(request)
+        text = await self._transcriber.transcribe(
+            asked.model, asked.wav, asked.language, asked.sampling
+        )
+        if asked.as_text:
+            return web.Response(text=f"{text}\n")
+        return web.json_response({"text": text})
 
     async def _run(
         self, request: web.Request, asked: CompletionRequest, form: type[CompletionAnswer]

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from apps.api.logprobs import chat_logprobs, completion_logprobs
-from apps.generator import Completion, Piece
+from apps.completion import Completion, Piece
 
 
 class CompletionAnswer:
@@ -59,7 +59,7 @@ class CompletionAnswer:
         return choice
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        return completion_logprobs(self._completion.tokenizer, piece.chosen, self._chars)
+        return completion_logprobs(self._completion.wording, piece.chosen, self._chars)
 
     def _event(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {**self._fixed(self.event_kind), "choices": [choice]}
@@ -105,4 +105,4 @@ class ChatAnswer(CompletionAnswer):
         return {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        return chat_logprobs(self._completion.tokenizer, piece.chosen)
+        return chat_logprobs(self._completion.wording, piece.chosen)

@@ -15,7 +15,7 @@ from apps.api.fields import (
     stop_strings,
 )
 from apps.api.http import BadRequest
-from apps.generator import Prompt
+from apps.completion import Prompt
 from runtime.chat.messages import Chat
 from runtime.chosen import MAX_LOGPROBS
 

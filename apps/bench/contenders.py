@@ -31,6 +31,9 @@ class Potluck:
     """One stage with all layers, as a device that serves a model alone has it."""
 
     def __init__(self, model: Path, threads: int) -> None:
+        from apps.torch_start import import_torch
+
+        import_torch()
         from planner.plan import Span
         from runtime.compute.team import assemble
         from runtime.stage import Stage

@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from mesh.errors import PullFailed
+from runtime.formats.safetensors_folder import POOLING
 from runtime.stored.partial import disk_error
 
 _SOURCE = re.compile(r"^([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)(?::([A-Za-z0-9._/-]+))?$")
 # Of a repository without a GGUF file: what a model is made of, and nothing beside it.
 _FOLDER_FILES = re.compile(
     r"^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab|"
-    r"chat_template)\.json$|^(merges|vocab)\.txt$|^tokenizer\.model$|^chat_template\.jinja$|"
+    r"chat_template|modules|sentence_bert_config)\.json$|^1_Pooling/config\.json$|^(merges|vocab)\.txt$|^tokenizer\.model$|^chat_template\.jinja$|"
     r"\.safetensors(\.index\.json)?$"
 )
 OnBytes = Callable[[int], None]  # how many more have come; may raise to end it
@@ -106,7 +107,7 @@ def choose(source: HubSource, files: list[HubFile]) -> HubModel:
             f"{source.repo}:{ggufs[0].path}. There are: {there}"
         )
     folder = tuple(file for file in files if _FOLDER_FILES.search(file.path) and file.size_bytes)
-    folder = tuple(file for file in folder if "/" not in file.path)
+    folder = tuple(file for file in folder if "/" not in file.path or file.path == POOLING)
     if not any(file.path.endswith(".safetensors") for file in folder):
         raise PullFailed(f"{source.repo} has neither a GGUF file nor safetensors; take another one")
     return HubModel(source, source.repo.split("/")[1], folder, is_folder=True)

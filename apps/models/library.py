@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from apps.models.catalogue import DEFAULT_MODEL, Catalogue, is_path
+from apps.models.catalogue import Catalogue, is_path
 from apps.models.fetcher import Fetcher
 from apps.models.messages import HeldModel
 from apps.models.shelf import Shelf
@@ -16,12 +16,10 @@ from apps.planning.messages import ModelRef
 from mesh.errors import ModelNotFound
 from mesh.ids import ModelId
 from planner.plan import Span
+from runtime.checkpoints import Model
 from runtime.compute.precision import Precision
 from runtime.stored.layout import share_of
 from runtime.stored.partial import PartialModel
-from runtime.weights import Checkpoint
-
-__all__ = ["DEFAULT_MODEL", "Library"]
 
 
 class Library:
@@ -45,7 +43,7 @@ class Library:
     def shelf(self) -> Shelf:
         return self._shelf
 
-    async def find(self, name: str) -> tuple[ModelRef, Checkpoint]:
+    async def find(self, name: str) -> tuple[ModelRef, Model]:
         """A model by the name a person typed: a path, a name in the folder, the default model, or
         one that another device has.
 
@@ -59,21 +57,23 @@ class Library:
             reference = await self._fetcher.find(name)
             if reference is None:
                 raise
-            reference = replace(reference, precision=self._precision)
-            return reference, await self.get(reference)
-        reference = replace(self._catalogue.reference(checkpoint), precision=self._precision)
-        return reference, checkpoint.at(self._precision)
+            checkpoint = await self.get(replace(reference, precision=self._precision))
+            return replace(reference, precision=checkpoint.precision), checkpoint
+        checkpoint = checkpoint.at(self._precision)
+        # What `auto` means depends on the model; who compares two wishes need not know.
+        reference = self._catalogue.reference(checkpoint)
+        return replace(reference, precision=checkpoint.precision), checkpoint
 
-    async def named(self, name: str) -> Checkpoint | None:
+    async def named(self, name: str) -> Model | None:
         """What another device may ask for by name: never a path, never by way of a third one."""
         return await asyncio.to_thread(self._catalogue.named, name)
 
-    async def here(self, reference: ModelRef) -> Checkpoint | None:
+    async def here(self, reference: ModelRef) -> Model | None:
         """The very model another device means, if this device can open it without the others."""
         found = await asyncio.to_thread(self._catalogue.get, reference)
         return None if found is None else found.at(reference.precision)
 
-    async def get(self, reference: ModelRef) -> Checkpoint:
+    async def get(self, reference: ModelRef) -> Model:
         """The same, opened with what the other devices give where this one lacks it; its weights
         may still be holes.
 
@@ -91,7 +91,7 @@ class Library:
             )
         return checkpoint
 
-    async def share(self, reference: ModelRef, span: Span) -> Checkpoint:
+    async def share(self, reference: ModelRef, span: Span) -> Model:
         """The same, with every byte on disk that these layers need. Raises what `get` raises."""
         checkpoint = await self.get(reference)
         partial = self._shelf.partial_at(checkpoint.path)
@@ -101,7 +101,7 @@ class Library:
             await self._finish(partial)
         return checkpoint
 
-    async def whole(self, reference: ModelRef) -> Checkpoint:
+    async def whole(self, reference: ModelRef) -> Model:
         """The same, with every byte on disk: an ordinary model from then on."""
         checkpoint = await self.get(reference)
         partial = self._shelf.partial_at(checkpoint.path)
@@ -119,11 +119,11 @@ class Library:
         """The models on this device, those too that are partly here. Damaged files are left out."""
         return await asyncio.to_thread(self._catalogue.held)
 
-    async def whole_here(self, model: ModelId) -> Checkpoint | None:
+    async def whole_here(self, model: ModelId) -> Model | None:
         """A whole copy on this device, for its pieces."""
         return await asyncio.to_thread(self._catalogue.whole, model)
 
-    async def name_of(self, checkpoint: Checkpoint) -> str:
+    async def name_of(self, checkpoint: Model) -> str:
         """What this device calls an open model."""
         return await asyncio.to_thread(self._catalogue.name_of, checkpoint)
 

@@ -25,6 +25,7 @@ class HeldModel:
 
     name: str
     model: ModelId
+    purpose: str  # a `runtime.purpose.Purpose`; empty where too little of it is here to say
     size_bytes: int
     have_bytes: int
     origin: str  # what it was pulled as; empty for a file that a person put there
@@ -107,14 +108,23 @@ class BringReply:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What one device holds in memory; `model` is empty where it is nothing."""
+    """What one device holds of a model in memory; `sessions` is 0 while it is not in force."""
 
     model: str
     layers: tuple[int, ...]
     head: bool
-    size_bytes: int
-    limit_bytes: int
+    size_bytes: int  # of the weights
+    sessions: int
     conversations: int
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that one device holds."""
+
+    models: tuple[LoadedModel, ...]
+    limit_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,21 @@ from typing import Any
 
 from apps.models import hub
 from apps.models.fetcher import Fetcher
-from apps.models.library import DEFAULT_MODEL, Library
+from apps.models.library import Library
 from apps.models.messages import FindRequest, Pull
 from apps.models.shelf import Shelf, file_name
 from apps.planning.messages import ModelRef
 from mesh.errors import ConfigError, DiskFull, ModelInUse, PullFailed
 from mesh.ids import PeerId
-from runtime.stored.model_files import cache_dir, default_model, has_default_model
+from runtime.checkpoints import open_model
+from runtime.formats.safetensors_folder import POOLING
+from runtime.stored.model_files import (
+    DEFAULT_MODEL,
+    cache_dir,
+    default_model,
+    has_default_model,
+)
 from runtime.stored.partial import SPARE_BYTES, disk_error
-from runtime.weights import Checkpoint
 
 REPORT_INTERVAL_S = 0.25
 ASK_AGAIN_S = 1.0  # while another device brings the same model from outside
@@ -188,8 +194,10 @@ class Pulls:
         progress.wanted_bytes = sum(file.size_bytes for file in model.files)
         await asyncio.to_thread(_check_space, folder, progress.wanted_bytes)
         for file in model.files:
+            target = folder / (file.path if model.is_folder else file.name)
+            target.parent.mkdir(exist_ok=True)
             await asyncio.to_thread(
-                hub.download, model, file, folder / file.name, progress.add, self._hub_endpoint
+                hub.download, model, file, target, progress.add, self._hub_endpoint
             )
         made = folder if model.is_folder else folder / model.files[0].name
         name = await asyncio.to_thread(self._take_in, made, model.name, origin, progress)
@@ -203,16 +211,18 @@ class Pulls:
         if not path.is_file() and not is_folder:
             raise PullFailed(f"there is no model at {path}: a GGUF file or a folder is expected")
         if path.is_relative_to(self._shelf.folder.resolve()):
-            return path.stem, "it was here already"
-        await asyncio.to_thread(Checkpoint.open, path)  # says now what is wrong with it
-        files = [one for one in sorted(path.iterdir()) if one.is_file()] if is_folder else [path]
+            return path.name if is_folder else path.stem, "it was here already"
+        await asyncio.to_thread(open_model, path)  # says now what is wrong with it
+        inside = [*path.iterdir(), path / POOLING] if is_folder else [path]
+        files = sorted(one for one in inside if one.is_file())
         name = path.name if is_folder else path.stem
         folder = self._scratch(name)
         progress.stage = "copying"
         progress.wanted_bytes = sum(one.stat().st_size for one in files)
         await asyncio.to_thread(_check_space, folder, progress.wanted_bytes)
         for one in files:
-            await asyncio.to_thread(_copy_on, one, folder / one.name, progress.add)
+            target = folder / (one.relative_to(path) if is_folder else one.name)
+            await asyncio.to_thread(_copy_on, one, target, progress.add)
         made = folder if is_folder else folder / path.name
         return await asyncio.to_thread(self._take_in, made, name, "", progress), f"from {path}"
 
@@ -230,9 +240,9 @@ class Pulls:
         """A whole model, checked by opening it, gets its name among the others."""
         progress.stage = "checking"
         suffix = "" if made.is_dir() else ".gguf"
-        Checkpoint.open(made).close()
+        open_model(made).close()
         if made.is_dir():
-            for record in made.glob("*.etag"):
+            for record in made.rglob("*.etag"):
                 record.unlink()
         target = self._shelf.folder / f"{file_name(name)}{suffix}"
         if target.exists():
@@ -272,6 +282,7 @@ def _copy_on(source: Path, target: Path, on_bytes: Callable[[int], None]) -> Non
     stat = source.stat()
     stamp = hashlib.sha256(f"{source} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
     try:
+        target.parent.mkdir(exist_ok=True)
         if not record.exists() or record.read_text() != stamp:
             target.unlink(missing_ok=True)
             record.write_text(stamp)

@@ -38,9 +38,9 @@ from mesh.errors import ModelError, StaleEpoch, WeightsMissing
 from mesh.ids import ModelId, PeerId
 from mesh.net.piece_links import PieceRequest
 from mesh.node import Node
+from runtime.checkpoints import Model
 from runtime.stored.manifest import Manifest
 from runtime.stored.partial import PartialModel
-from runtime.weights import Checkpoint
 
 QUIET_S = 10.0  # after a plan came in force, before a large file is read from end to end
 MANIFEST_WAIT_S = 0.5  # for one that is nearly made; then the asker comes again
@@ -149,14 +149,14 @@ class Sharing:
         partial = self._shelf.partial_of(model)
         return NOTHING if partial is None else _part(partial)
 
-    async def _made_soon(self, checkpoint: Checkpoint) -> Manifest | None:
+    async def _made_soon(self, checkpoint: Model) -> Manifest | None:
         try:
             async with asyncio.timeout(MANIFEST_WAIT_S):
                 return await self._make(checkpoint)
         except TimeoutError:
             return None
 
-    async def _make(self, checkpoint: Checkpoint) -> Manifest:
+    async def _make(self, checkpoint: Model) -> Manifest:
         """Once at a time; goes on when whoever asked does not wait. Raises BadModelFile."""
         model = checkpoint.model_id
         making = self._making.get(model)

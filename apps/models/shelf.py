@@ -19,10 +19,10 @@ from pathlib import Path
 from mesh.errors import BadModelFile, ModelError, ProtocolError, WeightsMissing
 from mesh.ids import ModelId
 from mesh.limits import MAX_PIECE_BYTES
+from runtime.checkpoints import Model
 from runtime.stored.layout import files_of, layout_of
 from runtime.stored.manifest import Manifest, decode_manifest, make_manifest
 from runtime.stored.partial import About, PartialModel, disk_error
-from runtime.weights import Checkpoint
 
 PARTIAL_FOLDER = ".partial"
 ORIGINS_FILE = ".origins.json"  # what the whole models in the folder were pulled as
@@ -123,7 +123,7 @@ class Shelf:
         known = self._by_model.get(model)
         return self._whole[known].manifest if known is not None else None
 
-    def manifest_of(self, checkpoint: Checkpoint) -> Manifest:
+    def manifest_of(self, checkpoint: Model) -> Manifest:
         """Of a whole model; hashes every byte the first time. Raises BadModelFile."""
         paths = files_of(checkpoint)
         manifest = self._kept(checkpoint.model_id, paths)

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from apps.models.pace import Pace
 from apps.models.piece_queue import PieceQueue, window_bytes
-from mesh.errors import LinkClosed, ProtocolError
+from mesh.errors import LinkClosed, LinkError, ProtocolError
 from mesh.ids import Address, PeerId
 from mesh.limits import (
     MAX_DAMAGED_PIECES,
@@ -69,22 +69,32 @@ class Source:
         but damaged pieces; ModelError when the disk refuses a piece.
         """
         link = await PieceLink.dial(dialer, self.address, self.peer)
+        taking: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        taking.set_result(None)
         try:
             while True:
                 await self._ask(link, partial.manifest, queue)
                 if not self._asked:
+                    await taking
                     await changed()
                     continue
                 answer = await self._answer(link)
+                await taking
                 index = self._asked.popleft()
                 self._asked_bytes -= partial.manifest.size_of(index)
-                if answer.number != index:
-                    raise ProtocolError(f"piece {index} was asked for, {answer.number} came")
                 if answer.refusal:
                     queue.failed(index, self.peer)
                     continue
-                await self._take(partial, queue, index, answer, on_piece, on_damaged)
+                # While this piece is hashed and written, the next one comes.
+                taking = asyncio.ensure_future(
+                    self._take(partial, queue, index, answer, on_piece, on_damaged)
+                )
+        except (LinkError, ProtocolError):
+            await taking  # what came before the fault counts
+            raise
         finally:
+            if not taking.cancel() and not taking.cancelled():
+                taking.exception()  # seen: it was raised here, or another fault came first
             await link.close("nothing more is wanted")
 
     async def _take(
@@ -124,11 +134,15 @@ class Source:
             await link.ask(PieceRequest(Kind.PIECE, manifest.id, index))
 
     async def _answer(self, link: PieceLink) -> PieceAnswer:
+        """To what was asked first."""
         try:
             async with asyncio.timeout(PIECE_STALL_S):
-                return await link.receive()
+                answer = await link.receive()
         except TimeoutError:
             raise LinkClosed(f"{self.name} gave nothing for {PIECE_STALL_S:g} s") from None
+        if answer.number != self._asked[0]:
+            raise ProtocolError(f"piece {self._asked[0]} was asked for, {answer.number} came")
+        return answer
 
 
 async def fetch_manifest(

@@ -1,36 +1,46 @@
-"""The installer: a device's side of a plan. Loads on prepare, switches on commit."""
+"""The installer: a device's side of plans. Loads on prepare, switches on commit.
+
+Several plans are in force at once, at most one a model. Preparing or replacing one leaves the
+others' conversations alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final
 
 from apps.models.library import Library
-from apps.planning.messages import Commit, Prepare, Report, Wish
+from apps.planning.messages import Commit, InForce, Known, Prepare, Report, Room, Wish
+from apps.planning.standing import Standing
 from apps.timeline import Timeline
-from mesh.errors import PlanError, StaleEpoch
-from mesh.ids import Epoch, PeerId
-from planner.plan import Plan
+from mesh.errors import Busy, PlanError, StaleEpoch
+from mesh.ids import Epoch, ModelId, PeerId, PlanId
+from planner.cost import held_bytes
+from planner.plan import Capacity, Plan
+from planner.room import with_room
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
-from runtime.post import Post
-from runtime.stage import Stage
+from runtime.post import Computing, Post
 from runtime.steps import Steps
+from runtime.traffic import Traffic
 
 COMMIT_WAIT_S = 5.0  # an owner's wait for a plan that the leader has already called in force
+NO_CACHES: Final = Capacity(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A prepared plan; `stage` is None on a device without a share."""
+    """A prepared plan and this device's stage of it."""
 
     plan: Plan
-    stage: Stage | None
-    hidden_size: int
+    stage: Computing
+    traffic: Traffic
 
 
 class Installer:
-    """Two phases, one plan an epoch, never backwards."""
+    """Two phases, one plan an epoch, never backwards for a model."""
 
     def __init__(
         self,
@@ -41,86 +51,91 @@ class Installer:
         steps: Steps,
         timeline: Timeline,
     ) -> None:
-        self.plan: Plan | None = None  # in force, or the last one that was
-        self.wish: Wish | None = None
         self._me = me
         self._library = library
         self._holdings = holdings
         self._pipeline = pipeline
         self._steps = steps
         self._timeline = timeline
+        self._standing: dict[ModelId, Standing] = {}
         self._ready: _Ready | None = None
-        self._preparing: asyncio.Task[_Ready] | None = None
-        self._switched = asyncio.Condition()
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether no other plan is being prepared here, or waits for its commit."""
-        return self._ready is None and (self._preparing is None or self._preparing.done())
+        self._preparing: asyncio.Task[_Ready | None] | None = None
+        self._loading: ModelId | None = None  # what is being prepared, or waits for its commit
+        self._newest: Epoch | None = None  # in which a prepare or a commit was heard
+        self._switched = asyncio.Event()  # a new one after each switch
 
     def report(self) -> Report:
-        return Report(self.plan, self.wish, self._pipeline.conversations)
+        """The plans in force as far as this device knows, the one used last first."""
+        known = [
+            Known(
+                one.plan,
+                one.wish,
+                self._idle_s(one),
+                self._pipeline.conversations_of(one.plan.plan_id),
+            )
+            for one in self._standing.values()
+        ]
+        return Report(tuple(sorted(known, key=lambda one: one.idle_s)))
 
     async def prepare(self, request: Prepare, accepted: Epoch | None) -> None:
-        """Loads this device's layers of the plan. Raises StaleEpoch, PlanError or ModelError."""
-        self._check_epoch(request.plan.epoch, accepted)
-        await self._give_up_preparing()
+        """Loads this device's layers of the plan. Raises StaleEpoch, Busy, PlanError or ModelError.
+
+        What is in force of other models, but not as the leader knows it, ends here.
+        """
+        plan = request.plan
+        await self._heard(plan.epoch, accepted)
+        self._check_unused(request)
+        self._ready, self._loading = None, plan.model
+        self._end_all_but({plan.model}, {room.plan for room in request.stay})
+        for room in request.stay:
+            self._limit(room)
+        self._tidy()
         started_s = asyncio.get_running_loop().time()
-        held_bytes = self._holdings.size_bytes
+        before_bytes = self._holdings.size_bytes
         # A task of its own, so that the next plan can end it between two layers.
-        preparing = self._preparing = asyncio.create_task(self._load(request))
+        preparing = self._preparing = asyncio.create_task(self._load(plan, request.wish))
         try:
-            self._ready = await asyncio.shield(preparing)
+            ready = await asyncio.shield(preparing)
         except asyncio.CancelledError:
             if preparing.cancelled():
                 raise StaleEpoch("the plan was given up for a newer one") from None
             preparing.cancel()  # whoever asked no longer waits
             raise
+        if self._preparing is not preparing:
+            raise StaleEpoch("the plan was given up for a newer one")
+        self._ready = ready
         load_s = asyncio.get_running_loop().time() - started_s
-        loaded_bytes = max(0, self._holdings.size_bytes - held_bytes)
+        loaded_bytes = max(0, self._holdings.size_bytes - before_bytes)
         if loaded_bytes:
             self._timeline.note(
                 "loaded",
-                f"loaded {loaded_bytes / 1e6:.0f} MB in {load_s:.2f} s",
+                f"loaded {loaded_bytes / 1e6:.0f} MB of {plan.model_name} in {load_s:.2f} s",
                 bytes=loaded_bytes,
                 load_s=load_s,
             )
 
-    async def commit(self, request: Commit, accepted: Epoch | None) -> None:
-        """Puts a prepared plan in force. Raises StaleEpoch, or PlanError if it was not prepared."""
-        plan = request.plan
-        self._check_epoch(plan.epoch, accepted)
-        if self.plan is not None and self.plan.plan_id == plan.plan_id:
-            return  # told again: a device without a share, after a newcomer was looked at
-        span = plan.layers_of(self._me)
-        await self._give_up_preparing()
-        ready, self._ready = self._ready, None
-        if span is None:
-            await self._switch(plan, request.wish, None)
-        elif ready is None or ready.plan.plan_id != plan.plan_id or ready.stage is None:
-            raise PlanError(f"plan {plan.plan_id[:8]} was not prepared here")
-        else:
-            index = next(i for i, stage in enumerate(plan.stages) if stage.layers == span)
-            post = Post(plan, index, ready.stage, ready.hidden_size)
-            await self._switch(plan, request.wish, post)
-
-    async def _switch(self, plan: Plan, wish: Wish, post: Post | None) -> None:
-        """From the old plan to the new one, in one go; then tells whoever waits for it."""
-        if post is not None:
-            self._holdings.release(post.stage.span)
-        elif self._is_idle:
-            self._holdings.clear()
-        self._pipeline.install(post)
-        self.plan, self.wish = plan, wish
-        self._steps.interrupt(StaleEpoch(f"plan {plan.plan_id[:8]} is in force"))
-        self._timeline.note(
-            "plan",
-            f"plan of epoch {plan.epoch} in force: {plan.reason}",
-            devices=[str(device) for device in plan.devices],
-            stages=[[str(s.device), s.layers.first, s.layers.last] for s in plan.stages],
-        )
-        async with self._switched:
-            self._switched.notify_all()
+    async def commit(self, request: Commit, accepted: Epoch | None) -> tuple[PlanId, ...]:
+        """Puts exactly these plans in force; returns those in which this device has a share that
+        it does not hold ready. Raises StaleEpoch.
+        """
+        await self._heard(request.epoch, accepted)
+        lacks = []
+        self._end_all_but({one.plan.model for one in request.in_force}, ())
+        for one in request.in_force:
+            plan, ready = one.plan, self._ready
+            standing = self._standing.get(plan.model)
+            if standing is not None and standing.plan.plan_id == plan.plan_id:
+                self._limit(Room(plan.plan_id, plan.capacity))
+            elif plan.layers_of(self._me) is None:
+                self._switch(one, None)
+            elif ready is not None and ready.plan.plan_id == plan.plan_id:
+                self._switch(one, ready)
+            else:
+                lacks.append(plan.plan_id)
+                self._end_all_but(self._standing.keys() - {plan.model}, ())
+        self._ready, self._loading = None, None
+        self._tidy()
+        return tuple(lacks)
 
     async def wait_in_force(self, plan: Plan, wish: Wish) -> None:
         """Returns when a plan that the leader calls in force is so on this device too.
@@ -128,55 +143,149 @@ class Installer:
         A device without a share in it need not have been reached: it takes the leader's word. For
         one with a share the commit is on its way; raises StaleEpoch when it does not come.
         """
-        if plan.layers_of(self._me) is None and (self.plan is None or self.plan.epoch < plan.epoch):
-            await self._switch(plan, wish, None)
-        await self._until_in_force(plan)
-
-    async def _until_in_force(self, plan: Plan) -> None:
+        if plan.layers_of(self._me) is None and self._is_new(plan):
+            self._switch(InForce(plan, wish, 0.0), None)
+            self._tidy()
         try:
-            async with asyncio.timeout(COMMIT_WAIT_S), self._switched:
-                await self._switched.wait_for(
-                    lambda: self.plan is not None and self.plan.epoch >= plan.epoch
-                )
+            async with asyncio.timeout(COMMIT_WAIT_S):
+                while self._is_new(plan):
+                    await self._switched.wait()
         except TimeoutError:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} did not reach this device") from None
-        if self.plan is None or self.plan.plan_id != plan.plan_id:
+        if self._standing[plan.model].plan.plan_id != plan.plan_id:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
 
-    async def _load(self, request: Prepare) -> _Ready:
-        plan = request.plan
+    # --- switching; nothing here waits ------------------------------------------------------------
+
+    def _switch(self, one: InForce, ready: _Ready | None) -> None:
+        """From a model's old plan to the new one, in one go; then tells whoever waits for it."""
+        plan, idle_s = one.plan, one.idle_s
+        old = self._standing.get(plan.model)
+        if old is not None:
+            idle_s = min(idle_s, self._idle_s(old))
+            self._pipeline.end(old.plan.plan_id)
+        if ready is not None:
+            span = plan.layers_of(self._me)
+            index = next(i for i, stage in enumerate(plan.stages) if stage.layers == span)
+            self._pipeline.install(Post(plan, index, ready.stage, ready.traffic))
+        used_s = asyncio.get_running_loop().time() - idle_s
+        self._standing[plan.model] = Standing(plan, one.wish, used_s)
+        self._steps.interrupt(
+            StaleEpoch(f"plan {plan.plan_id[:8]} is in force"),
+            lambda leased: leased.model == plan.model and leased.plan_id != plan.plan_id,
+        )
+        self._timeline.note(
+            "plan",
+            f"{plan.model_name}: plan of epoch {plan.epoch} in force: {plan.reason}",
+            model=plan.model_name,
+            devices=[str(device) for device in plan.devices],
+            stages=[[str(s.device), s.layers.first, s.layers.last] for s in plan.stages],
+        )
+        self._switched.set()
+        self._switched = asyncio.Event()
+
+    def _end_all_but(self, models: Collection[ModelId], plans: Collection[PlanId]) -> None:
+        """Ends every plan in force here that is neither among these plans nor of these models."""
+        for model, one in list(self._standing.items()):
+            if model not in models and one.plan.plan_id not in plans:
+                self._end(one.plan, "it is no longer in force")
+                del self._standing[model]
+
+    def _end(self, plan: Plan, why: str) -> None:
+        words = f"the plan of {plan.model_name} is over: {why}"
+        self._pipeline.end(plan.plan_id, words)
+        self._steps.interrupt(
+            StaleEpoch(words),
+            lambda leased: leased.plan_id == plan.plan_id,
+        )
+
+    def _limit(self, room: Room) -> None:
+        """Gives a plan in force more or less room; its conversations go on."""
+        for model, one in self._standing.items():
+            if one.plan.plan_id == room.plan and one.plan.capacity != room.capacity:
+                plan = with_room(one.plan, one.wish.profile, room.capacity)
+                self._standing[model] = replace(one, plan=plan)
+                self._pipeline.limit(room.plan, room.capacity)
+
+    def _tidy(self) -> None:
+        """Lets go of the weights that no plan has use for: of a model that left, of layers that
+        moved, of a plan that was prepared and given up.
+        """
+        for model in list(self._holdings.models):
+            standing = self._standing.get(model)
+            span = standing.plan.layers_of(self._me) if standing else None
+            if model == self._loading:
+                continue
+            if span is None:
+                self._holdings.drop(model)
+            else:
+                self._holdings.release(model, span)
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    async def _load(self, plan: Plan, wish: Wish) -> _Ready | None:
+        """Raises PlanError where the plan takes more than this device has beside the others."""
         span = plan.layers_of(self._me)
         if span is None:
-            return _Ready(plan, None, 0)
-        checkpoint = await self._library.share(request.wish.model, span)
-        hidden_size = checkpoint.spec.hidden_size
+            return None
+        checkpoint = await self._library.share(wish.model, span)
+        others = [one for model, one in self._standing.items() if model != plan.model]
         needed = dict(plan.predicted.memory_bytes).get(self._me, 0)
-        if needed > self._holdings.memory_bytes:
+        beside = sum(one.held_bytes(self._me, one.plan.capacity) for one in others)
+        if needed + beside > self._holdings.memory_bytes:
             raise PlanError(
-                f"the plan needs {needed / 1e6:.0f} MB here and "
-                f"{self._holdings.memory_bytes / 1e6:.0f} MB may be used"
+                f"the plan needs {needed / 1e6:.0f} MB here, the other models "
+                f"{beside / 1e6:.0f} MB, and {self._holdings.memory_bytes / 1e6:.0f} MB may be used"
             )
-        profile = checkpoint.profile()
-        weights = sum(layer.weight_bytes for layer in profile.layers[span.first : span.last])
-        weights += profile.head_bytes if span.last == len(profile.layers) else 0
-        stage = await self._holdings.load(checkpoint, span, needed - weights, self._make_room)
-        return _Ready(plan, stage, hidden_size)
+        needed -= held_bytes(checkpoint.profile(), span, NO_CACHES)
+        beside -= sum(one.held_bytes(self._me, NO_CACHES) for one in others)
+        stage = await self._holdings.load(
+            checkpoint, span, needed + beside, lambda: self._make_room(plan.model)
+        )
+        return _Ready(plan, stage, checkpoint.traffic)
 
-    def _make_room(self) -> None:
-        """Ends the old plan here, before its commit: its sessions wait for the new one."""
-        self._ready = None
-        self._pipeline.install(None)
-        self._steps.interrupt(StaleEpoch("this device makes room for the next plan"))
+    def _make_room(self, model: ModelId) -> None:
+        """Ends a model's old plan here before its commit: its sessions wait for the new one."""
+        old = self._standing.get(model)
+        if old is not None:
+            self._end(old.plan, "this device makes room for the next one")
 
-    async def _give_up_preparing(self) -> None:
-        """Ends a load that is under way: of a plan its leader has given up, or a dead leader's."""
+    # --- what is known ----------------------------------------------------------------------------
+
+    def _is_new(self, plan: Plan) -> bool:
+        """Whether the plan is newer than what is in force of its model here."""
+        standing = self._standing.get(plan.model)
+        return standing is None or standing.plan.epoch < plan.epoch
+
+    def _idle_s(self, one: Standing) -> float:
+        if self._pipeline.conversations_of(one.plan.plan_id):
+            return 0.0
+        used_s = max(one.used_s, self._pipeline.used_s(one.plan.plan_id) or one.used_s)
+        return max(0.0, asyncio.get_running_loop().time() - used_s)
+
+    def _check_unused(self, request: Prepare) -> None:
+        """Raises Busy where what should make room has come into use since that was decided."""
+        count = self._pipeline.conversations_of
+        if any(count(leaving) for leaving in request.leave):
+            raise Busy("a model that was to leave is in use again")
+        before = {one.plan.plan_id: one.plan.capacity for one in self._standing.values()}
+        for room in request.stay:
+            had, now = before.get(room.plan, room.capacity), room.capacity
+            if now.sessions < min(had.sessions, count(room.plan)) or (
+                now.context < had.context and count(room.plan)
+            ):
+                raise Busy("a model that was to keep less room is in use again")
+
+    async def _heard(self, epoch: Epoch, accepted: Epoch | None) -> None:
+        """A prepare or commit came: ends a load of a plan that its leader has given up, or a dead
+        leader's. Raises StaleEpoch for one of another epoch than ours, or overtaken by a newer one.
+        """
+        if accepted is None or epoch != accepted:
+            raise StaleEpoch(f"the plan is of epoch {epoch}; this device is in {accepted}")
+        self._newest = epoch if self._newest is None else max(epoch, self._newest)
         preparing, self._preparing = self._preparing, None
         if preparing is not None and not preparing.done():
             preparing.cancel()
             await asyncio.wait([preparing])
-
-    def _check_epoch(self, epoch: Epoch, accepted: Epoch | None) -> None:
-        if accepted is None or epoch != accepted:
-            raise StaleEpoch(f"the plan is of epoch {epoch}; this device is in {accepted}")
-        if self.plan is not None and epoch < self.plan.epoch:
-            raise StaleEpoch(f"epoch {epoch} is older than the plan in force ({self.plan.epoch})")
+        if epoch < self._newest:
+            raise StaleEpoch(f"epoch {epoch} is over: {self._newest} has begun")

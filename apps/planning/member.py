@@ -17,6 +17,7 @@ from apps.planning.messages import (
     REPORT_PLAN,
     WANT_PLAN,
     Commit,
+    CommitReply,
     OpenReply,
     Outcome,
     Prepare,
@@ -96,6 +97,8 @@ class MemberRole:
             await self._installer.prepare(request, self._node.view.epoch)
         except StaleEpoch as error:
             return to_plain(PrepareReply(Outcome.RETRY, str(error)))
+        except Busy as error:
+            return to_plain(PrepareReply(Outcome.BUSY, str(error)))
         except (PotluckError, OSError, MemoryError, RuntimeError) as error:
             # A damaged file, a disk that fails, memory that is gone: this device is out.
             return to_plain(PrepareReply(Outcome.IMPOSSIBLE, str(error) or type(error).__name__))
@@ -104,8 +107,10 @@ class MemberRole:
     async def _commit(self, peer: PeerId, body: Any) -> Any:
         request: Commit = from_plain(Commit, body)
         self._check_leader(peer)
-        await self._installer.commit(request, self._node.view.epoch)
-        self._sharing.on_plan(request.wish.model)
+        lacks = await self._installer.commit(request, self._node.view.epoch)
+        for one in request.in_force:
+            self._sharing.on_plan(one.wish.model)
+        return to_plain(CommitReply(lacks))
 
     def _check_leader(self, peer: PeerId) -> None:
         if peer != self._node.view.leader:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mesh.ids import ModelId, PeerId
+from mesh.ids import Epoch, ModelId, PeerId, PlanId
 from planner.plan import Capacity, Plan
 from planner.profile import DeviceProfile, LinkProfile, ModelProfile
-from runtime.compute.precision import Precision
+from runtime.compute.precision import Precision, resolved
 
 WANT_PLAN = "plan.want"
 PREVIEW_PLAN = "plan.preview"
@@ -30,6 +30,10 @@ class ModelRef:
     path: str
     precision: Precision = Precision.AUTO
 
+    def is_held_like(self, other: ModelRef) -> bool:
+        """Whether weights in memory for this one are those of the other."""
+        return self.model == other.model and resolved(self.precision) == resolved(other.precision)
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -42,14 +46,14 @@ class Wish:
     def covers(self, other: Wish) -> bool:
         """Whether a plan for this wish serves the other one too."""
         return (
-            self.model.model == other.model.model
+            self.model.is_held_like(other.model)
             and other.capacity.sessions <= self.capacity.sessions
             and other.capacity.context <= self.capacity.context
         )
 
     def with_room_of(self, other: Wish | None) -> Wish:
-        """This wish, with no less room than the other has for the same model."""
-        if other is None or other.model.model != self.model.model:
+        """This wish, with no less room than the other has for the same weights."""
+        if other is None or not other.model.is_held_like(self.model):
             return self
         return replace(
             self,
@@ -88,26 +92,54 @@ class OpenReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a device knows of plans: the last one in force here, and how busy it is."""
+class InForce:
+    """A plan in force, and the wish that it serves."""
 
-    plan: Plan | None
-    wish: Wish | None
+    plan: Plan
+    wish: Wish
+    idle_s: float  # since the model was last used, as far as the sender knows
+
+
+@dataclass(frozen=True, slots=True)
+class Known(InForce):
+    """The same as a device knows it, and how many conversations have a place there."""
+
     conversations: int
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What a device knows of the plans in force, at most one a model."""
+
+    known: tuple[Known, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What another plan has room for from now on."""
+
+    plan: PlanId
+    capacity: Capacity
+
+
+@dataclass(frozen=True, slots=True)
 class Prepare:
-    """First phase: load what the plan gives you, keep running the old plan if you can."""
+    """First phase: load what the plan gives you; the model's old plan runs on if it can.
+
+    Of the other models only the plans in `stay` are in force. Those in `leave` make room, and a
+    device where one of them has a conversation answers BUSY.
+    """
 
     plan: Plan
     wish: Wish
+    stay: tuple[Room, ...]
+    leave: tuple[PlanId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareReply:
     """IMPOSSIBLE: this device cannot take its share, whoever asks; RETRY: it was not asked right
-    now, or not by its leader.
+    now, or not by its leader; BUSY: what should leave is in use.
     """
 
     outcome: Outcome
@@ -116,10 +148,20 @@ class PrepareReply:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Second phase: the plan is in force. Devices without a stage learn of it here too."""
+    """Second phase: in this epoch these plans are in force, and no others.
 
-    plan: Plan
-    wish: Wish
+    It says all there is, so that a device may hear it at any time, and more than once.
+    """
+
+    epoch: Epoch
+    in_force: tuple[InForce, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReply:
+    """The plans in which this device has a share that it does not hold ready."""
+
+    lacks: tuple[PlanId, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from mesh.ids import PeerId
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from planner.profile import DeviceProfile, LinkProfile
-from runtime.profiler import Measured, measure, store, stored
-from runtime.weights import Checkpoint
+from runtime.checkpoints import Model
+from runtime.measuring import measure
+from runtime.profiler import Measured, store, stored, warm_up
 from runtime.worker import Worker
 
 SCRATCH_BYTES = 128 * 1024 * 1024  # a 512-token step against a full context, and its tiles
@@ -67,16 +68,20 @@ class Profiles:
         )
         return ProfileReply(profile, "", known, unmeasured=len(known) < len(links))
 
-    async def _checkpoint(self, request: ProfileRequest) -> Checkpoint | None:
+    async def _checkpoint(self, request: ProfileRequest) -> Model | None:
         """The model as far as measuring needs it: opened with what the other devices give, its
         weights perhaps still holes. They read as zeros, and a layer of zeros takes as long as any
         other; so a device can say what it is worth before it holds a single weight.
         """
-        if request.measure:
+        if not request.measure:
+            return await self._library.here(request.wish.model)
+        warming = asyncio.ensure_future(self._worker.run(warm_up))
+        try:
             return await self._library.get(request.wish.model)
-        return await self._library.here(request.wish.model)
+        finally:
+            await warming
 
-    async def _model(self, checkpoint: Checkpoint, *, measuring: bool) -> Measured | None:
+    async def _model(self, checkpoint: Model, *, measuring: bool) -> Measured | None:
         found = await asyncio.to_thread(stored, checkpoint, self._folder, self._threads)
         if found is None and measuring:
             found = await self._worker.run(measure, checkpoint)

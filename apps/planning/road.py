@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 from apps.planning.installer import Installer
 from apps.planning.messages import WANT_PLAN, OpenReply, Outcome, WantReply, Wish
@@ -13,7 +14,7 @@ from mesh.errors import Busy, LinkError, PlanError, RequestFailed, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.node import Node
 from planner.plan import Plan
-from runtime.session import Session
+from runtime.replay import Replayed
 from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
 
 # A plan may take as long as a large model needs over a slow link. Devices that vanish meanwhile, or
@@ -26,7 +27,7 @@ ASK_AGAIN_S = 0.2  # between two questions to a mesh that is changing, or full
 
 
 class MeshRoad:
-    """Implements `runtime.session.Road` for one model."""
+    """Implements `runtime.replay.Road` for one model."""
 
     def __init__(self, node: Node, installer: Installer, timeline: Timeline, wish: Wish) -> None:
         self._node = node
@@ -90,18 +91,18 @@ class MeshRoad:
             with suppress(LinkError):  # a device that is gone has closed everything
                 await self._node.notify(stage.device, CLOSE_SESSION, body)
 
-    def paused(self, session: Session, reason: str) -> None:
+    def paused(self, work: Replayed[Any], reason: str) -> None:
         self._paused_s = asyncio.get_running_loop().time()
         self._timeline.note(
-            "paused", f"conversation {session.session_id[:8]} pauses: {reason}", reason=reason
+            "paused", f"conversation {work.session_id[:8]} pauses: {reason}", reason=reason
         )
 
-    def resumed(self, session: Session) -> None:
+    def resumed(self, work: Replayed[Any]) -> None:
         paused_ms = (asyncio.get_running_loop().time() - self._paused_s) * 1e3
-        tokens = len(session.wanted.prompt) + len(session.generated)
+        tokens = work.rows_to_replay
         self._timeline.note(
             "resumed",
-            f"conversation {session.session_id[:8]} goes on after {paused_ms:.0f} ms, "
+            f"conversation {work.session_id[:8]} goes on after {paused_ms:.0f} ms, "
             f"{tokens} tokens replayed",
             paused_ms=paused_ms,
             replayed_tokens=tokens,

@@ -12,15 +12,18 @@ from apps.planning.messages import (
     PREPARE_PLAN,
     REPORT_PLAN,
     Commit,
+    CommitReply,
+    InForce,
     Outcome,
     Prepare,
     PrepareReply,
     Report,
+    Room,
     Wish,
 )
 from mesh.codec import from_plain, to_plain
 from mesh.errors import ProtocolError, RequestFailed
-from mesh.ids import PeerId
+from mesh.ids import Epoch, PeerId, PlanId
 from mesh.node import Node
 from planner.plan import Plan
 
@@ -42,6 +45,10 @@ class DeviceRefused(RequestFailed):
 
 class DeviceUnable(DeviceRefused):
     """A device cannot take its share, and will not be able to when asked again."""
+
+
+class StillInUse(RequestFailed):
+    """A model that was to make room has a conversation again."""
 
 
 class DeviceLacks(DeviceRefused):
@@ -88,28 +95,43 @@ async def _bring_share(node: Node, device: PeerId, plan: Plan, wish: Wish) -> No
             raise DeviceLacks(device, f"got no more of {wish.model.name} for {BRING_STALL_S:.0f} s")
 
 
-async def roll_out(node: Node, plan: Plan, wish: Wish) -> None:
-    """Two phases. Raises DeviceRefused, RequestFailed or LinkError; then no device, or not every
-    one, has the plan in force, and the next plan needs a higher epoch.
+async def prepare(
+    node: Node, plan: Plan, wish: Wish, stay: Iterable[Plan], leave: Iterable[PlanId]
+) -> None:
+    """The first phase. Raises DeviceRefused, StillInUse, RequestFailed or LinkError; then the
+    devices may have ended what was to leave, and the next plan needs a higher epoch.
     """
-    prepare = to_plain(Prepare(plan, wish))
-    bodies = await ask_all(node, plan.devices, PREPARE_PLAN, prepare, PREPARE_TIMEOUT_S)
-    for device, body in zip(plan.devices, bodies, strict=True):
-        reply: PrepareReply = from_plain(PrepareReply, body)
-        if reply.outcome is Outcome.IMPOSSIBLE:
-            raise DeviceUnable(device, reply.reason)
-        if reply.outcome is not Outcome.OK:
-            raise DeviceRefused(device, reply.reason)
-    commit = to_plain(Commit(plan, wish))
-    await ask_all(node, plan.devices, COMMIT_PLAN, commit, COMMIT_TIMEOUT_S)
+    rooms = tuple(Room(other.plan_id, other.capacity) for other in stay)
+    request = Prepare(plan, wish, rooms, tuple(leave))
+    body = to_plain(request)
+    bodies = await ask_all(node, plan.devices, PREPARE_PLAN, body, PREPARE_TIMEOUT_S)
+    for device, answer in zip(plan.devices, bodies, strict=True):
+        reply: PrepareReply = from_plain(PrepareReply, answer)
+        match reply.outcome:
+            case Outcome.OK:
+                pass
+            case Outcome.IMPOSSIBLE:
+                raise DeviceUnable(device, reply.reason)
+            case Outcome.BUSY:
+                raise StillInUse(f"{device.short}: {reply.reason}")
+            case _:
+                raise DeviceRefused(device, reply.reason)
 
 
-async def tell(node: Node, devices: Iterable[PeerId], plan: Plan, wish: Wish) -> None:
-    """Devices without a share learn of a plan too, and end what they did under older ones.
+async def commit(
+    node: Node, devices: Iterable[PeerId], epoch: Epoch, in_force: tuple[InForce, ...]
+) -> frozenset[PlanId]:
+    """The second phase: all devices put these plans in force, and no others. Returns the plans
+    that some device has a share in and does not hold ready.
 
-    One that does not hear of it asks when it has a session.
+    Raises RequestFailed or LinkError; then not every one has done so.
     """
-    await hear_all(node, devices, COMMIT_PLAN, to_plain(Commit(plan, wish)), COMMIT_TIMEOUT_S)
+    body = to_plain(Commit(epoch, in_force))
+    lacks: set[PlanId] = set()
+    for answer in await ask_all(node, devices, COMMIT_PLAN, body, COMMIT_TIMEOUT_S):
+        reply: CommitReply = from_plain(CommitReply, answer)
+        lacks.update(reply.lacks)
+    return frozenset(lacks)
 
 
 async def reports(node: Node, devices: Iterable[PeerId]) -> list[Report]:

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apps.planning.messages import WantReply, Wish
-from mesh.ids import ModelId
+from apps.planning.messages import ModelRef, WantReply, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +21,10 @@ class WaitingRoom:
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
     @property
-    def first(self) -> Wish | None:
-        """The wish that is looked at next."""
-        return self._waiting[0].wish if self._waiting else None
+    def wishes(self) -> list[Wish]:
+        """In the order in which they came."""
+        return [one.wish for one in self._waiting if not one.reply.done()]
 
     async def enter(self, wish: Wish) -> WantReply:
         """Waits for the answer."""
@@ -36,8 +32,9 @@ class WaitingRoom:
         self._waiting.append(waiting)
         return await waiting.reply
 
-    def count(self, model: ModelId) -> int:
-        return sum(one.wish.model.model == model for one in self._waiting)
+    def count(self, model: ModelRef) -> int:
+        """How many wait for the model, held as it is there."""
+        return sum(wish.model.is_held_like(model) for wish in self.wishes)
 
     def answer(self, reply: WantReply, to: Callable[[Wish], bool] = lambda wish: True) -> None:
         """The same reply to everybody whose wish it is meant for; they are done waiting."""

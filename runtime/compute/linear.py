@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from runtime.compute import compiled, kernels
 from runtime.compute.matrix import BLOCKS, Matrix, as_bf16, as_blocks, as_codes, codes_bytes, fits
 from runtime.compute.precision import Precision
-from runtime.formats.gguf import GGMLType
-from runtime.formats.quantize import Bytes, dequantise
+from runtime.formats.gguf import Bytes, GGMLType
+from runtime.formats.quantize import dequantise
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Weights turned into fp32 at once for a matrix product: 16 MB, whatever the size of the matrix.

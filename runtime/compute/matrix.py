@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from runtime.formats.gguf import GGMLType
-from runtime.formats.quantize import Bytes, codes_of, dequantise
+from runtime.formats.gguf import Bytes, GGMLType
+from runtime.formats.quantize import codes_of, dequantise
 
 GROUP: Final = 32  # weights that share a scale, unless the file's format has shorter groups
 ROUND_BYTES: Final = 1 << 22  # of floats that are rounded at once: scratch stays in the cache

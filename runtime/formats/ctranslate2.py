@@ -15,9 +15,14 @@ from typing import Final
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from mesh.ids import ModelId
-from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES, FileRange, GGMLType, TensorInfo
+from runtime.formats.gguf import (
+    FINGERPRINT_SAMPLE_BYTES,
+    Bytes,
+    FileRange,
+    GGMLType,
+    TensorInfo,
+)
 from runtime.formats.mapped_file import MappedFile
-from runtime.formats.quantize import Bytes
 
 VERSION: Final = 6
 SIDE_FILES: Final = ("config.json", "tokenizer.json", "preprocessor_config.json")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 import numpy as np
 from torch import Tensor, nn
 
-from mesh.errors import BadModelFile, UnsupportedModel
+from mesh.errors import UnsupportedModel
 from runtime.compute.linear import Linear, Part, held_bytes
 from runtime.compute.precision import Precision
-from runtime.formats.gguf import TensorInfo
-from runtime.formats.quantize import Bytes, dequantise
+from runtime.formats.gguf import Bytes, TensorInfo
+from runtime.formats.quantize import dequantise
 from runtime.formats.tensor_file import TensorFile
 from runtime.models.spec import FP32_BYTES, Storage, TensorPlace
 
@@ -47,40 +46,6 @@ def held_bytes_of(file: TensorFile, places: Sequence[TensorPlace], precision: Pr
         else:
             total += math.prod(place.shape) * FP32_BYTES
     return total
-
-
-def check_tensors(file: TensorFile, expected: Mapping[str, tuple[int, ...]], ignored: str) -> None:
-    """Raises BadModelFile when tensors are missing, misshaped, or there for no reason.
-
-    `ignored` is found in the names of those that need no reason. Raises UnsupportedModel for a
-    tensor that is there, but stored in a type that we do not read.
-    """
-    there = file.tensors.keys() | file.unreadable.keys()
-    unreadable = sorted(expected.keys() & file.unreadable.keys())
-    if unreadable:
-        name = unreadable[0]
-        raise UnsupportedModel(
-            f"{file.path}: tensor {name} is stored as {file.unreadable[name]}; known are F32, F16 "
-            "and BF16. Take the model in one of these, or quantised as GGUF."
-        )
-    extra = (name for name in there - expected.keys() if not re.search(ignored, name))
-    wrong = (
-        f"{name} is {list(file.tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in there and file.tensors[name].shape != shape
-    )
-    found = (("missing", expected.keys() - there), ("not known", extra), ("wrong shape", wrong))
-    faults = [_listed(what, sorted(names)) for what, names in found]
-    if any(faults):
-        raise BadModelFile(
-            f"the tensors of {file.path} do not fit its header; {'; '.join(filter(None, faults))}. "
-            "Copy or download it again."
-        )
-
-
-def _listed(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if names[5:] else ""
-    return f"{what}: {', '.join(names[:5])}{more}" if names else ""
 
 
 def _in_rows(raw: Bytes, info: TensorInfo, place: TensorPlace) -> Bytes:

@@ -31,6 +31,8 @@ MIN_METADATA_BYTES: Final = 8 + 4 + 1
 FINGERPRINT_SAMPLE_BYTES: Final = 4096
 COPY_BYTES: Final = 1 << 23  # of a file's pages at once
 
+Bytes = npt.NDArray[np.uint8]
+
 
 class GGMLType(IntEnum):
     """How a tensor's numbers are stored, numbered as in the file. Only what we can dequantise."""
@@ -134,14 +136,14 @@ class GGUFFile:
         _forget(mapped)
         return cls(path, version, metadata, placed, header_bytes, mapped)
 
-    def raw(self, name: str) -> npt.NDArray[np.uint8]:
+    def raw(self, name: str) -> Bytes:
         """That tensor's bytes in the file, read-only and not copied. Raises BadModelFile."""
         info = self.tensors.get(name)
         if info is None:
             raise BadModelFile(f"{self.path} has no tensor {name!r}")
         return self.span(info.offset, info.size_bytes)
 
-    def span(self, offset: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+    def span(self, offset: int, size_bytes: int) -> Bytes:
         """Bytes of the file, read-only and not copied."""
         assert self._mapped is not None, "the file is closed"
         return np.frombuffer(self._mapped, np.uint8, count=size_bytes, offset=offset)
@@ -163,7 +165,7 @@ class GGUFFile:
     def fingerprint(self) -> ModelId:
         return fingerprint(self)
 
-    def copy(self, name: str) -> npt.NDArray[np.uint8]:
+    def copy(self, name: str) -> Bytes:
         """That tensor's bytes in memory of their own. Raises BadModelFile."""
         self.raw(name)
         assert self._mapped is not None, "the file is open, or `raw` would have said so"
@@ -174,7 +176,7 @@ class GGUFFile:
         self._mapped = None
 
 
-def copied(mapped: mmap.mmap, offset: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+def copied(mapped: mmap.mmap, offset: int, size_bytes: int) -> Bytes:
     """Bytes of a mapped file; its pages are let go of on the way, so that no byte is held twice."""
     out = np.empty(size_bytes, np.uint8)
     for start in range(0, size_bytes, COPY_BYTES):

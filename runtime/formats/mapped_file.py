@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mesh.errors import BadModelFile, ModelNotFound
-from runtime.formats.gguf import TensorInfo, copied
-from runtime.formats.quantize import Bytes
+from runtime.formats.gguf import Bytes, TensorInfo, copied
 
 
 class MappedFile:

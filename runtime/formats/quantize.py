@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from runtime.formats.gguf import GGMLType
+from runtime.formats.gguf import Bytes, GGMLType
 
 CHUNK_WEIGHTS: Final = 1 << 18  # at once: 1 MB of fp32 stays in the cache, scratch below 8 MB
 
-Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
 Blocks = npt.NDArray[Any]  # of one of the records below

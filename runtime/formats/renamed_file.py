@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mesh.errors import BadModelFile
 from mesh.ids import ModelId
-from runtime.formats.gguf import FileRange, TensorInfo
-from runtime.formats.quantize import Bytes
+from runtime.formats.gguf import Bytes, FileRange, TensorInfo
 from runtime.formats.tensor_file import TensorFile
 
 

@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from mesh.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from mesh.ids import ModelId
-from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES, FileRange, TensorInfo
+from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES, Bytes, FileRange, TensorInfo
 from runtime.formats.json_files import read_object
 from runtime.formats.mapped_file import MappedFile
-from runtime.formats.quantize import Bytes
 from runtime.formats.safetensors_header import SafetensorsHeader, read_header
 
 CONFIG: Final = "config.json"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 MAX_SHARDS: Final = 1024
+POOLING: Final = "1_Pooling/config.json"  # where sentence-transformers always puts it
 # Small files that belong to a model, wherever they are needed: they are taken whole.
 SIDE_FILES: Final = (
     CONFIG,
@@ -36,7 +36,13 @@ SIDE_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "vocab.txt",
+    "sentence_bert_config.json",
+    "modules.json",
+    POOLING,
 )
+# Those that change what comes out of the same weights, beside the config.
+TELLING_FILES: Final = ("generation_config.json", "modules.json", POOLING)
 
 
 class SafetensorsFolder:
@@ -96,8 +102,8 @@ class SafetensorsFolder:
 
     def files(self) -> dict[str, int]:
         """All files of the model, by their names in the folder, and their sizes in bytes."""
-        sides = (self.path / name for name in SIDE_FILES)
-        sizes = {side.name: side.stat().st_size for side in sides if side.is_file()}
+        there = (name for name in SIDE_FILES if (self.path / name).is_file())
+        sizes = {name: (self.path / name).stat().st_size for name in there}
         return sizes | {name: file.size_bytes for name, file in sorted(self._files.items())}
 
     def header_ranges(self) -> list[FileRange]:
@@ -108,12 +114,15 @@ class SafetensorsFolder:
         return side + headers + samples
 
     def fingerprint(self) -> ModelId:
-        """SHA-256 over the config, each file's header and size, and 4 KiB of each tensor.
+        """SHA-256 over the config, what else tells how the weights are used, each file's header
+        and size, and 4 KiB of each tensor.
 
         As in `runtime.formats.gguf.fingerprint`, it tells models apart; it does not prove that no
         bit is damaged. The tokenizer is not part of it: weights are the same whoever cuts the text.
         """
         digest = hashlib.sha256((self.path / CONFIG).read_bytes())
+        for side in (self.path / name for name in TELLING_FILES):
+            digest.update(side.read_bytes() if side.is_file() else b"")
         for name, file in sorted(self._files.items()):
             digest.update(struct.pack("<Q", file.size_bytes))
             digest.update(file.bytes(0, self._headers[name].size_bytes).data)
@@ -131,6 +140,15 @@ class SafetensorsFolder:
         if info is None:
             raise BadModelFile(f"{self.path} has no tensor {name!r}")
         return self._files[self._file_of[name]], info
+
+
+def folder_name(path: Path) -> str:
+    """What the model in a folder is called."""
+    folder = path.resolve()
+    # As in Hugging Face's cache: models--owner--name/snapshots/<commit>
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def _shards(path: Path) -> tuple[dict[str, MappedFile], dict[str, str] | None]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mesh.ids import ModelId
-from runtime.formats.gguf import FileRange, TensorInfo
-from runtime.formats.quantize import Bytes
+from runtime.formats.gguf import Bytes, FileRange, TensorInfo
 
 
 class TensorFile(Protocol):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mesh.errors import BadModelFile
 from runtime.models.seq2seq_spec import Seq2SeqSpec
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # Not minus infinity: a sampler takes what is not finite for a damaged file.
-NEVER = torch.finfo(torch.float32).min
+NEVER: Final = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from runtime.formats.json_files import read_list, read_object
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MODULES: Final = "modules.json"
+TINY: Final = 1e-12  # no length is taken for less, as torch has it
 
 
 class PoolingKind(StrEnum):
@@ -40,7 +41,13 @@ class Pooling:
                 pooled = hidden.amax(dim=0, keepdim=True)
             case PoolingKind.FIRST:
                 pooled = hidden[:1]
-        return F.normalize(pooled, dim=-1) if self.normalised else pooled
+        if not self.normalised:
+            return pooled
+        return pooled.div(pooled.norm(dim=-1, keepdim=True).clamp(min=TINY))
+
+
+# What sentence-transformers does with an encoder that says nothing of itself.
+DEFAULT_POOLING: Final = Pooling(PoolingKind.MEAN, normalised=False)
 
 
 def read_pooling(folder: Path) -> Pooling | None:

@@ -1,36 +1,44 @@
-"""An encoder's checkpoint, with or without a decoder: checked when opened, read part by part."""
+"""An encoder's checkpoint, with or without a decoder: checked when opened, read part by part.
+
+As with a decoder's (`runtime.weights`), knowing the model needs no torch: it comes with the first
+thing that is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from mesh.errors import GenerationFailed
 from mesh.ids import ModelId
+from mesh.tensor_frame import DType
 from planner.plan import Span
 from planner.profile import LayerProfile, ModelProfile
 from runtime.compute.precision import Precision, resolved
-from runtime.formats.filling import check_tensors, fill, held_bytes_of
 from runtime.formats.gguf import FileRange
-from runtime.formats.quantize import dequantise_rows
 from runtime.formats.renamed_file import RenamedFile
+from runtime.formats.safetensors_folder import folder_name
+from runtime.formats.tensor_check import check_tensors
 from runtime.formats.tensor_file import TensorFile
-from runtime.models.decoder_block import DecoderLayer
-from runtime.models.encoder_block import EncoderLayer, Norm
-from runtime.models.encoder_ends import Exit, MelEntry, TokenEntry
 from runtime.models.encoders import encoder_family_of
 from runtime.models.metadata import Metadata
 from runtime.models.seq2seq_names import Places, Seq2SeqFamily
 from runtime.models.seq2seq_spec import MelEntrySpec, Output, Seq2SeqSpec, TokenEntrySpec
+from runtime.purpose import Purpose
 from runtime.seq2seq.decoding import Decoding, read_decoding
-from runtime.seq2seq.pooling import Pooling
+from runtime.seq2seq.pooling import DEFAULT_POOLING, Pooling
+from runtime.traffic import Source, Traffic
 
-Layer = EncoderLayer | DecoderLayer
-M = TypeVar("M", bound=nn.Module)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime.models.encoder_ends import Exit
+    from runtime.seq2seq.loading import Loader
+    from runtime.seq2seq.section import Ending, Section
+    from runtime.text.json_tokenizer import JsonTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +55,57 @@ class ModelFolder:
 class Seq2SeqCheckpoint:
     """An open model, checked against its family; weights are read when asked for."""
 
-    def __init__(self, folder: ModelFolder, precision: Precision = Precision.FP32) -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision = Precision.AUTO) -> None:
         """Raises BadModelFile, also for a missing, superfluous or wrong-shaped tensor, and
         UnsupportedModel."""
-        self.folder = folder
-        self.model_id: ModelId = folder.file.fingerprint()
-        self.name = folder.path.name
-        self.precision = resolved(precision)
+        self.file = folder.file
+        self.path = folder.path
+        self.name = folder_name(folder.path)
+        self.precision = _resolved(precision)
         config = Metadata(folder.config)
         self.family: Seq2SeqFamily = encoder_family_of(config)
         self._file = RenamedFile(folder.file, self.family.known_as)
         known = frozenset(self._file.tensors)
         self.spec: Seq2SeqSpec = self.family.read_spec(config, known)
+        self._layers = [self.family.layer(self.spec, index) for index in range(self.spec.layers)]
         self._ends = self.family.ends(self.spec, known)
         self._check()
-        decoder = self.spec.decoder
+        self._pooling = folder.pooling or DEFAULT_POOLING
         self.decoding: Decoding | None = (
-            None if decoder is None else read_decoding(folder.generation, folder.config, self.spec)
+            None
+            if self.spec.decoder is None
+            else read_decoding(folder.generation, folder.config, self.spec)
         )
+        self.model_id: ModelId = folder.file.fingerprint()
+
+    def at(self, precision: Precision) -> Seq2SeqCheckpoint:
+        """The same model, its weights to be held with this precision."""
+        precision = _resolved(precision)
+        if precision is self.precision:
+            return self
+        other = copy(self)
+        other.precision = precision
+        return other
 
     @property
-    def pooling(self) -> Pooling | None:
-        """How the last stage makes one embedding of its hidden states, where it does."""
-        return self.folder.pooling if self.spec.exit.output is Output.HIDDEN else None
+    def purpose(self) -> Purpose:
+        if self.spec.decoder is None:
+            has_classes = self.spec.exit.output is Output.CLASSES
+            return Purpose.LABELS if has_classes else Purpose.EMBEDDINGS
+        hears = isinstance(self.spec.source, MelEntrySpec)
+        return Purpose.SPEECH_TO_TEXT if hears else Purpose.TEXT_TO_TEXT
+
+    @property
+    def traffic(self) -> Traffic:
+        """What steps of this model look like on the wire."""
+        spec, entry = self.spec, self.spec.source
+        source = Source(DType.INT32, 1, entry.context)
+        if isinstance(entry, MelEntrySpec):
+            source = Source(DType.FLOAT32, entry.mels, 2 * entry.context)
+        width = 0
+        if spec.decoder is None:
+            width = spec.exit.outputs if self._has_exit else spec.hidden_size
+        return Traffic(spec.hidden_size, source, spec.encoder.layers, width)
 
     def profile(self) -> ModelProfile:
         """What the planner needs, from the headers alone; bytes as held in memory.
@@ -77,99 +113,99 @@ class Seq2SeqCheckpoint:
         What stands in front of a stack's first layer or behind the encoder's last goes with it.
         """
         spec = self.spec
-        layers = tuple(
-            LayerProfile(
-                weight_bytes=self._held_bytes(self._around(index)),
-                kv_bytes_per_token=spec.kv_bytes_per_token(index),
-                window=None,
-            )
-            for index in range(spec.layers)
-        )
         return ModelProfile(
             model=self.model_id,
             name=self.name,
-            layers=layers,
-            head_bytes=self._held_bytes(self._ends.exit),
+            layers=tuple(map(self._layer_profile, range(spec.layers))),
+            head_bytes=self._held_bytes(self._exit_places),
             hidden_size=spec.hidden_size,
             vocabulary=spec.vocabulary,
             context=spec.context,
         )
 
+    def tokenizer(self) -> JsonTokenizer:
+        """Raises ModelNotFound when there is none, BadModelFile for one that is damaged."""
+        from runtime.text.json_tokenizer import JsonTokenizer  # most devices of a plan never ask
+
+        return JsonTokenizer.open(self.path)
+
     # --- parts ------------------------------------------------------------------------------------
 
-    def load_layer(self, index: int) -> Layer:
-        """Layer `index`, counted through both stacks; reads that layer's tensors only."""
-        places = self.family.layer(self.spec, index)
-        if self.spec.is_decoder(index):
-            return self._filled(DecoderLayer(self.spec), places)
-        return self._filled(EncoderLayer(self.spec), places)
+    def load_layer(self, index: int) -> Section:
+        """Layer `index`, counted through both stacks, and what goes with it; reads no more."""
+        return self._loader.section(index, self.precision)
 
-    def load_source(self) -> TokenEntry | MelEntry:
-        """What makes hidden states of the source."""
-        entry = self.spec.source
-        if isinstance(entry, MelEntrySpec):
-            return self._filled(MelEntry(self.spec, entry), self._ends.source)
-        return self._filled(TokenEntry(self.spec, entry), self._ends.source)
+    def load_head(self) -> Ending:
+        """What stands behind the last layer."""
+        from runtime.seq2seq.section import Ending
 
-    def load_middle(self) -> Norm | None:
-        """The norm behind the encoder's last layer, where there is one."""
-        return self._filled(Norm.of(self.spec), self._ends.middle) if self._ends.middle else None
-
-    def load_target(self) -> TokenEntry:
-        """What makes hidden states of the tokens that the decoder has said."""
-        assert self.spec.target is not None, "only a model with a decoder has a target"
-        return self._filled(TokenEntry(self.spec, self.spec.target), self._ends.target)
+        return Ending(self.load_exit() if self._has_exit else None, self._pooling)
 
     def load_exit(self) -> Exit | None:
-        """The head behind the last layer; None where hidden states are all there is."""
+        """The checkpoint's own head; None where hidden states are all there is."""
         if self.spec.exit.output is Output.HIDDEN:
             return None
-        return self._filled(Exit(self.spec), self._ends.exit)
+        return self._loader.exit(self.precision)
 
     def words(self, token_ids: Tensor) -> Tensor:
         """[S] -> [S, hidden], read row by row from the file, unscaled.
 
         Raises GenerationFailed for an id outside the vocabulary.
         """
-        name = self._ends.words
-        info = self._file.tensors[name]
-        try:
-            return dequantise_rows(self._file.raw(name), info.type, info.shape, token_ids)
-        except IndexError as error:
-            raise GenerationFailed(
-                f"token ids lie between 0 and {self.spec.vocabulary - 1}: {error}"
-            ) from None
-
-    def close(self) -> None:
-        """Lets go of the files; what was loaded stays."""
-        self._file.close()
+        return self._loader.words(token_ids)
 
     def ranges_of(self, span: Span) -> list[FileRange]:
         """The bytes that a stage with these layers reads, the headers among them; they may
         overlap. A copy with holes for all others opens as the very same model."""
         places = [place for index in range(span.first, span.last) for place in self._around(index)]
         if span.last == self.spec.layers:
-            places += self._ends.exit
+            places += self._exit_places
         names = {place.tensor for place in places}
         if self._reads_words(span):
             names.add(self._ends.words)
         ranges = [self._file.range_of(name) for name in sorted(names)]
         return [*self._file.header_ranges(), *ranges]
 
-    # --- filling ----------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Lets go of the files; what was loaded stays."""
+        self._file.close()
 
-    def _filled(self, module: M, places: Places) -> M:
-        fill(module, self._file, places, self.precision)
-        return module
+    # --- places -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _loader(self) -> Loader:
+        from runtime.seq2seq.loading import Loader
+
+        return Loader(self._file, self.spec, self._layers, self._ends)
+
+    @property
+    def _has_exit(self) -> bool:
+        """A head for masked words is left alone: such an encoder is used for its embeddings."""
+        return self.spec.exit.output in (Output.CLASSES, Output.LANGUAGE)
+
+    @property
+    def _exit_places(self) -> Places:
+        return self._ends.exit if self._has_exit else ()
 
     def _around(self, index: int) -> Places:
         """Layer `index`, and what stands in front of it or behind it."""
         depth, ends = self.spec.encoder.layers, self._ends
         before = ends.source if index == 0 else ends.target if index == depth else ()
-        return (
-            *before,
-            *self.family.layer(self.spec, index),
-            *(ends.middle if index == depth - 1 else ()),
+        behind = ends.middle if index == depth - 1 else ()
+        return (*before, *self._layers[index], *behind)
+
+    def _layer_profile(self, index: int) -> LayerProfile:
+        """A decoder layer keeps keys and values of the target's tokens and of the source's rows. A
+        text has at most the context's tokens; a sound takes the same room whatever is said of it.
+        """
+        spec = self.spec
+        row_bytes = spec.kv_bytes_per_token(index)
+        is_text = isinstance(spec.source, TokenEntrySpec)
+        return LayerProfile(
+            weight_bytes=self._held_bytes(self._around(index)),
+            kv_bytes_per_token=2 * row_bytes if is_text else row_bytes,
+            window=None,
+            session_bytes=0 if is_text else spec.source.context * row_bytes,
         )
 
     def _reads_words(self, span: Span) -> bool:
@@ -177,6 +213,8 @@ class Seq2SeqCheckpoint:
         return reads or self.spec.encoder.layers in span
 
     def _held_bytes(self, places: Places) -> int:
+        from runtime.formats.filling import held_bytes_of
+
         return held_bytes_of(self._file, places, self.precision)
 
     def _check(self) -> None:
@@ -185,3 +223,8 @@ class Seq2SeqCheckpoint:
         expected = {place.tensor: place.shape for part in (*layers, ends.exit) for place in part}
         expected[ends.words] = (spec.vocabulary, spec.hidden_size)
         check_tensors(self._file, expected, self.family.ignored)
+
+
+def _resolved(precision: Precision) -> Precision:
+    """These models are small, and embeddings are held against those of others: `auto` is exact."""
+    return Precision.FP32 if precision is Precision.AUTO else resolved(precision)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.plan import Span
+from runtime.checkpoints import Model
 from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES, FileRange, GGUFFile
 from runtime.formats.tensor_file import TensorFile
-from runtime.weights import Checkpoint
 
 GGUF_NAME = "model.gguf"  # the same on every device, whatever a person calls the file
 WHOLE_SAMPLE_BYTES = 4 * FINGERPRINT_SAMPLE_BYTES  # a tensor so small is not cut for its sample
@@ -21,7 +21,7 @@ WHOLE_SAMPLE_BYTES = 4 * FINGERPRINT_SAMPLE_BYTES  # a tensor so small is not cu
 
 @dataclass(frozen=True, slots=True)
 class FileSize:
-    """A file of a model, by a name without folders."""
+    """A file of a model, by its name in the model's folder."""
 
     name: str
     size_bytes: int
@@ -48,14 +48,14 @@ class Layout:
         return sum(file.size_bytes for file in self.files)
 
 
-def files_of(checkpoint: Checkpoint) -> tuple[Path, ...]:
+def files_of(checkpoint: Model) -> tuple[Path, ...]:
     """Where the files of its layout are, in the same order."""
     if isinstance(checkpoint.file, GGUFFile):
         return (checkpoint.path,)
     return tuple(checkpoint.path / file.name for file in layout_of(checkpoint).files)
 
 
-def layout_of(checkpoint: Checkpoint) -> Layout:
+def layout_of(checkpoint: Model) -> Layout:
     """The same for the same model on every device."""
     file = checkpoint.file
     places = _Places(file)
@@ -79,7 +79,7 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
     )
 
 
-def share_of(checkpoint: Checkpoint, span: Span) -> tuple[ByteRange, ...]:
+def share_of(checkpoint: Model, span: Span) -> tuple[ByteRange, ...]:
     """What a device needs that runs these layers, the opening among it."""
     places = _Places(checkpoint.file)
     return tuple(places.of(part) for part in checkpoint.ranges_of(span))

@@ -189,14 +189,19 @@ def _decode_files(data: bytes, count: int) -> tuple[tuple[FileSize, ...], int]:
 
 
 def _safe_name(raw: bytes) -> str:
-    """A name that stays within its folder on every system."""
+    """A name that stays within its folder on every system; at most one folder further down."""
     try:
         name = raw.decode("ascii")
     except UnicodeDecodeError:
         name = ""
-    if not name.isprintable() or name[:1] in ("", ".") or "/" in name or "\\" in name:
+    parts = name.split("/")
+    if len(parts) > 2 or not all(map(_is_plain, parts)):
         raise ProtocolError(f"{raw[:40]!r} is no name for a model's file")
     return name
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and name[:1] not in ("", ".") and "\\" not in name
 
 
 def _checked_starts(sizes: npt.NDArray[np.uint32], files: Sequence[FileSize]) -> Offsets:

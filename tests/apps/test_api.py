@@ -36,7 +36,7 @@ async def test_every_device_gives_the_same_greedy_text(tiny_mesh: TinyMesh) -> N
 async def test_the_plan_splits_what_no_device_can_hold(tiny_mesh: TinyMesh) -> None:
     await ask(tiny_mesh)
     async with tiny_mesh.owner.client() as client:
-        plan = (await client.get("/potluck/status"))["plan"]
+        (plan,) = (await client.get("/potluck/status"))["plans"]
     covered = [layer for stage in plan["stages"] for layer in range(*stage["layers"])]
     assert covered == list(range(6))
     assert len(plan["stages"]) >= 2

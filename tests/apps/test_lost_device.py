@@ -13,8 +13,7 @@ import pytest
 
 from apps.client import ApiError
 from apps.measure import generate, generate_and
-from apps.models.library import DEFAULT_MODEL
-from runtime.stored.model_files import has_default_model
+from runtime.stored.model_files import DEFAULT_MODEL, has_default_model
 from tests.apps.conftest import TinyMesh
 from tests.chaos import Case, Home, run_case
 from tests.lan import why_not
@@ -139,4 +138,4 @@ async def mesh_status(mesh: TinyMesh) -> dict[str, Any]:
 
 
 def plan_devices(status: dict[str, Any]) -> set[str]:
-    return {stage["device"] for stage in status["plan"]["stages"]}
+    return {stage["device"] for plan in status["plans"] for stage in plan["stages"]}

@@ -91,7 +91,7 @@ async def get(device: Device, path: str) -> dict[str, Any]:
 
 
 async def layers_by_device(device: Device) -> dict[str, list[int]]:
-    plan = (await get(device, "/potluck/status"))["plan"]
+    (plan,) = (await get(device, "/potluck/status"))["plans"]
     return {stage["device"]: stage["layers"] for stage in plan["stages"]}
 
 
@@ -158,9 +158,11 @@ async def test_ps_shows_what_is_loaded_where(house: House) -> None:
     body = await get(house.devices[2], "/potluck/ps")
     for one in body["devices"]:
         held = layers.get(one["id"])
-        assert one["layers"] == (list(range(*held)) if held else [])
-        assert one["model"] == ("Tiny Gemma" if held else "")
-        assert (one["size_bytes"] > 0) == (held is not None)
+        assert [model["layers"] for model in one["models"]] == (
+            [list(range(*held))] if held else []
+        )
+        assert all(model["model"] == "Tiny Gemma" for model in one["models"])
+        assert all(model["size_bytes"] > 0 for model in one["models"])
     done = await asyncio.to_thread(potluck, "ps", home=house.devices[2].home)
     assert done.returncode == 0, done.stderr
     assert "Tiny Gemma" in done.stdout

@@ -12,18 +12,34 @@ import pytest
 from apps.planning.messages import (
     COMMIT_PLAN,
     PREPARE_PLAN,
+    Commit,
+    CommitReply,
+    InForce,
+    Known,
     ModelRef,
     Outcome,
     PrepareReply,
     Report,
     Wish,
 )
-from apps.planning.rollout import DeviceUnable, reports, roll_out
-from mesh.codec import to_plain
+from apps.planning.rollout import (
+    DeviceRefused,
+    DeviceUnable,
+    StillInUse,
+    commit,
+    prepare,
+    reports,
+)
+from mesh.codec import from_plain, to_plain
 from mesh.errors import LinkClosed, RequestFailed
-from mesh.ids import PeerId
+from mesh.ids import Epoch, ModelId, PeerId, PlanId
+from mesh.limits import MAX_NAME_CHARS
+from mesh.messages import Reply, Request, decode_message, encode_message
 from mesh.node import Node
-from planner.plan import Plan
+from planner.choose import MAX_SEARCHED_DEVICES
+from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
+from planner.profile import LayerProfile, ModelProfile
+from planner.room import MAX_MODELS
 from runtime.weights import Checkpoint
 from tests.runtime.room import make_plan, peer
 
@@ -64,11 +80,28 @@ def ready(outcome: Outcome = Outcome.OK, reason: str = "") -> Any:
     return to_plain(PrepareReply(outcome, reason))
 
 
-async def test_nobody_commits_before_all_have_prepared(plan_and_wish: tuple[Plan, Wish]) -> None:
-    node = FakeNode(lambda device, topic: ready() if topic == PREPARE_PLAN else None)
-    await roll_out(cast(Node, node), *plan_and_wish)
-    topics = [topic for _, topic in node.asked]
-    assert topics == [PREPARE_PLAN] * 3 + [COMMIT_PLAN] * 3
+async def test_a_device_says_what_it_lacks_of_the_plans_in_force(
+    plan_and_wish: tuple[Plan, Wish],
+) -> None:
+    plan, wish = plan_and_wish
+
+    def answer(device: PeerId, topic: str) -> Any:
+        assert topic == COMMIT_PLAN
+        return to_plain(CommitReply((plan.plan_id,) if device == peer(1) else ()))
+
+    in_force = (InForce(plan, wish, 0.0),)
+    lacks = await commit(cast(Node, FakeNode(answer)), plan.devices, plan.epoch, in_force)
+    assert lacks == {plan.plan_id}
+
+
+async def test_what_is_to_leave_and_is_in_use_again_stops_the_plan(
+    plan_and_wish: tuple[Plan, Wish],
+) -> None:
+    """And it is nobody's fault: no device is left out for it."""
+    node = FakeNode(lambda device, topic: ready(Outcome.BUSY, "it is in use again"))
+    with pytest.raises(StillInUse, match="in use again") as caught:
+        await prepare(cast(Node, node), *plan_and_wish, (), (plan_and_wish[0].plan_id,))
+    assert not isinstance(caught.value, DeviceRefused)
 
 
 async def test_a_device_that_cannot_is_named(plan_and_wish: tuple[Plan, Wish]) -> None:
@@ -77,9 +110,8 @@ async def test_a_device_that_cannot_is_named(plan_and_wish: tuple[Plan, Wish]) -
 
     node = FakeNode(answer)
     with pytest.raises(DeviceUnable, match="the file is damaged") as caught:
-        await roll_out(cast(Node, node), *plan_and_wish)
+        await prepare(cast(Node, node), *plan_and_wish, (), ())
     assert caught.value.device == peer(1)
-    assert COMMIT_PLAN not in {topic for _, topic in node.asked}
 
 
 async def test_a_device_that_is_behind_is_asked_again_later(
@@ -87,7 +119,7 @@ async def test_a_device_that_is_behind_is_asked_again_later(
 ) -> None:
     node = FakeNode(lambda device, topic: ready(Outcome.RETRY, "another epoch"))
     with pytest.raises(RequestFailed, match="another epoch") as caught:
-        await roll_out(cast(Node, node), *plan_and_wish)
+        await prepare(cast(Node, node), *plan_and_wish, (), ())
     assert not isinstance(caught.value, DeviceUnable)
 
 
@@ -96,14 +128,48 @@ async def test_one_lost_device_ends_the_wait_for_the_others(
 ) -> None:
     node = FakeNode(lambda device, _: LinkClosed("gone") if device == peer(2) else None)
     with pytest.raises(LinkClosed):
-        await roll_out(cast(Node, node), *plan_and_wish)
+        await prepare(cast(Node, node), *plan_and_wish, (), ())
     await asyncio.sleep(0)
     assert node.cancelled == 2
 
 
 async def test_a_report_of_another_version_is_passed_over() -> None:
-    good = to_plain(Report(None, None, 3))
+    good = to_plain(Report(()))
     answers = {peer(0): good, peer(1): ["something", "else"], peer(2): LinkClosed("gone")}
     node = FakeNode(lambda device, _: answers[device])
-    found = await reports(cast(Node, node), [peer(0), peer(1), peer(2)])
-    assert [report.conversations for report in found] == [3]
+    assert await reports(cast(Node, node), [peer(0), peer(1), peer(2)]) == [Report(())]
+
+
+def test_what_is_known_of_the_most_models_in_force_fits_a_message() -> None:
+    """Of large models on as many devices as are searched, with all that a plan may say one day."""
+    layers = (LayerProfile(10**10, 10**6, 4096),) * 128
+    in_force = []
+    for number in range(MAX_MODELS):
+        model = ModelId(f"{number:064x}")
+        every = Span(0, 10**5)
+        stages = tuple(
+            Stage(Span(n, n + 1), (Share(peer(n), every, every, every, every, every),))
+            for n in range(MAX_SEARCHED_DEVICES)
+        )
+        memory = tuple((peer(n), 10**12) for n in range(MAX_SEARCHED_DEVICES))
+        plan = Plan(
+            Epoch(10**9, peer(0)),
+            PlanId.new(),
+            model,
+            "m" * MAX_NAME_CHARS,
+            Job.RUN,
+            stages,
+            Capacity(32, 131_072),
+            "r" * 1000,
+            Prediction(1.0, 0.1, 10**6, memory),
+        )
+        profile = ModelProfile(model, plan.model_name, layers, 10**10, 8192, 256_000, 131_072)
+        wish = Wish(ModelRef(model, plan.model_name, "/" * 255), profile, plan.capacity)
+        in_force.append(Known(plan, wish, 1.0, 32))
+    report = Reply(1, None, to_plain(Report(tuple(in_force))))
+    decoded = decode_message(encode_message(report))
+    assert isinstance(decoded, Reply)
+    assert from_plain(Report, decoded.body) == Report(tuple(in_force))
+    told = tuple(InForce(one.plan, one.wish, one.idle_s) for one in in_force)
+    commit = Request(1, COMMIT_PLAN, to_plain(Commit(Epoch(10**9, peer(0)), told)))
+    assert decode_message(encode_message(commit)) == commit

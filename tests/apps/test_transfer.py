@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -210,6 +211,35 @@ async def test_a_source_that_vanishes_gives_its_pieces_to_the_others(room: Room)
     one.give = vanish
     await room.transfer(room.partial()).bring(range(PIECES))
     assert room.content() == room.data
+
+
+async def test_the_last_piece_of_a_source_that_vanished_counts(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver = await room.giver("one")
+    loop, gone, add = asyncio.get_running_loop(), threading.Event(), PartialModel.add
+    given: list[int] = []
+
+    def slowly(self: PartialModel, index: int, data: bytes | memoryview) -> None:
+        assert gone.wait(DEADLINE_S)
+        add(self, index, data)
+
+    def vanish(index: int, piece: bytes) -> bytes:
+        given.append(index)
+        if len(given) == 1:
+            return piece
+        giver.is_here = False
+        loop.call_later(0.05, gone.set)  # the broken link is seen before that
+        raise ConnectionResetError
+
+    monkeypatch.setattr(PartialModel, "add", slowly)
+    giver.give = vanish
+    transfer = room.transfer(room.partial())
+    bringing = [asyncio.ensure_future(transfer.bring([index])) for index in (0, 1)]
+    await asyncio.wait(bringing)
+    bringing[given[0]].result()
+    with pytest.raises(WeightsMissing):
+        bringing[given[1]].result()
 
 
 async def test_a_source_that_stalls_is_not_waited_for(room: Room) -> None:

@@ -10,20 +10,26 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
 
 from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
-from mesh.ids import Epoch, PeerId, PlanId, SessionId
+from mesh.ids import Epoch, ModelId, PeerId, PlanId, SessionId
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
+from runtime.checkpoints import Model
 from runtime.outbox import Outbox
 from runtime.pipeline import Pipeline
 from runtime.post import Post
+from runtime.reading import Reading
+from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
 from runtime.session_messages import OpenSession, StepFailed
-from runtime.stage import Stage as ComputeStage
+from runtime.stages import stage_of
 from runtime.steps import Steps
-from runtime.weights import Checkpoint
+from runtime.traffic import Traffic
 from runtime.worker import Worker
 
 Tamper = Callable[[PeerId, PeerId, TensorFrame], TensorFrame | None]
@@ -34,7 +40,7 @@ def peer(number: int) -> PeerId:
 
 
 def make_plan(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     cuts: tuple[int, ...],
     counter: int = 1,
     *,
@@ -72,6 +78,7 @@ class Device:
         self.outbox = Outbox(me, self, self.deliver, self.lost)
         self.pipeline = Pipeline(self.worker, self.outbox, room.report)
         self.steps = Steps(self.outbox)
+        self.plans: dict[ModelId, PlanId] = {}  # put up last
 
     async def send(self, to: PeerId, header: FrameHeader, payload: memoryview) -> None:
         """The wire: the frame is encoded and decoded as on a real link."""
@@ -89,35 +96,37 @@ class Device:
                 self.room.refusals.append(str(error))
 
     def lost(self, header: FrameHeader, reason: str) -> None:
-        if header.kind is Kind.TOKENS:
+        if header.kind.from_owner:
             failure = StepFailed(header.plan, header.session, reason, lost=True)
             self.steps.on_step_failed(failure)
-        elif header.kind is Kind.HIDDEN:
+        elif header.kind in (Kind.HIDDEN, Kind.ENCODED):
             self.pipeline.on_lost(header, reason)
 
     def deliver(self, source: PeerId, frame: TensorFrame) -> None:
-        if frame.header.kind in (Kind.CHOSEN, Kind.DONE):
+        if frame.header.kind.to_owner:
             self.steps.on_frame(source, frame)
         else:
             self.pipeline.on_frame(source, frame)
 
-    def install(self, plan: Plan, checkpoint: Checkpoint) -> None:
+    def install(self, plan: Plan, checkpoint: Model) -> None:
+        if plan.model in self.plans:
+            self.pipeline.end(self.plans[plan.model])
+        self.plans[plan.model] = plan.plan_id
         span = plan.layers_of(self.me)
         if span is None:
-            self.pipeline.install(None)
             return
         blocks = {i: self.room.block(checkpoint, i) for i in range(span.first, span.last)}
         last = span.last == len(checkpoint.profile().layers)
         head = self.room.head(checkpoint) if last else None
-        stage = ComputeStage(checkpoint, span, blocks, head)
+        stage = stage_of(checkpoint, span, blocks, head)
         index = next(i for i, one in enumerate(plan.stages) if one.layers == span)
-        self.pipeline.install(Post(plan, index, stage, checkpoint.spec.hidden_size))
+        self.pipeline.install(Post(plan, index, stage, checkpoint.traffic))
 
 
 class Room:
     """All devices, and the road of every session: the plan in force is whatever was put up last."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Model) -> None:
         self.checkpoint = checkpoint
         self.devices: dict[PeerId, Device] = {}
         self.tamper: Tamper | None = None
@@ -127,12 +136,12 @@ class Room:
         self._owners: dict[SessionId, PeerId] = {}
         self._plan: Plan | None = None
         self._changed = asyncio.Condition()
-        self._blocks: dict[int, object] = {}
-        self._head: object = None
+        self._blocks: dict[tuple[ModelId, int], object] = {}
+        self._heads: dict[ModelId, object] = {}
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, checkpoint: Checkpoint, count: int) -> AsyncIterator[Room]:
+    async def of(cls, checkpoint: Model, count: int) -> AsyncIterator[Room]:
         room = cls(checkpoint)
         async with asyncio.TaskGroup() as tasks:
             running = []
@@ -151,24 +160,31 @@ class Room:
                 for device in room.devices.values():
                     device.worker.close()
 
-    def block(self, checkpoint: Checkpoint, index: int) -> object:
-        if index not in self._blocks:
-            self._blocks[index] = checkpoint.load_layer(index)
-        return self._blocks[index]
+    def block(self, checkpoint: Model, index: int) -> object:
+        key = (checkpoint.model_id, index)
+        if key not in self._blocks:
+            self._blocks[key] = checkpoint.load_layer(index)
+        return self._blocks[key]
 
-    def head(self, checkpoint: Checkpoint) -> object:
-        if self._head is None:
-            self._head = checkpoint.load_head()
-        return self._head
+    def head(self, checkpoint: Model) -> object:
+        if checkpoint.model_id not in self._heads:
+            self._heads[checkpoint.model_id] = checkpoint.load_head()
+        return self._heads[checkpoint.model_id]
 
     async def put_up(self, plan: Plan) -> None:
         """Installs a plan on every device, and ends what ran under the one before."""
         async with self._changed:
             self._plan = plan
-            for device in self.devices.values():
-                device.install(plan, self.checkpoint)
-                device.steps.interrupt(StaleEpoch("another plan is in force"))
+            self.install(plan, self.checkpoint)
             self._changed.notify_all()
+
+    def install(self, plan: Plan, checkpoint: Model) -> None:
+        """The same, for any model; the sessions of `session` go through the plan put up last."""
+        for device in self.devices.values():
+            device.install(plan, checkpoint)
+            device.steps.interrupt(
+                StaleEpoch("another plan is in force"), lambda leased: leased.model == plan.model
+            )
 
     async def lose(self, number: int) -> None:
         """A device vanishes with all it holds; there is no plan until the next is put up."""
@@ -182,14 +198,22 @@ class Room:
     def session(
         self, owner: int, prompt: list[int], tokens: int, sampling: Sampling | None = None
     ) -> Session:
-        wanted = Wanted(prompt, tokens, sampling or Sampling(), frozenset())
-        return Session(peer(owner), wanted, self, self.devices[peer(owner)].steps)
+        return self.wanting(owner, Wanted(prompt, tokens, sampling or Sampling(), frozenset()))
+
+    def wanting(self, owner: int, wanted: Wanted) -> Session:
+        return Session(*self._around(owner), wanted)
+
+    def reading(self, owner: int, sources: list[Tensor]) -> Reading:
+        return Reading(*self._around(owner), sources)
+
+    def _around(self, owner: int) -> tuple[PeerId, Room, Steps, Traffic]:
+        return peer(owner), self, self.devices[peer(owner)].steps, self.checkpoint.traffic
 
     def report(self, owner: PeerId, failure: StepFailed) -> None:
         self.failures.append(failure)
         self.devices[owner].steps.on_step_failed(failure)
 
-    # --- runtime.session.Road ---------------------------------------------------------------------
+    # --- runtime.replay.Road ----------------------------------------------------------------------
 
     async def plan(self) -> Plan:
         async with self._changed:
@@ -210,10 +234,10 @@ class Room:
         for device in self.devices.values() if session in self._owners else ():
             device.pipeline.close(session, self._owners[session], prefix)
 
-    def paused(self, session: Session, reason: str) -> None:
+    def paused(self, work: Replayed[Any], reason: str) -> None:
         self.pauses.append(reason)
 
-    def resumed(self, session: Session) -> None:
+    def resumed(self, work: Replayed[Any]) -> None:
         pass
 
 

@@ -10,11 +10,12 @@ import torch
 
 from mesh.errors import GenerationFailed, PromptTooLong
 from runtime.models.seq2seq_spec import Output
-from runtime.seq2seq.chain import Chain, column
 from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.reader import column
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 pytest.importorskip("transformers")
+from tests.runtime.chain import Chain
 from tests.runtime.random_encoders import ENCODERS, LAYERS, VOCABULARY, write_random
 
 TOLERANCE = 1e-4
@@ -72,12 +73,29 @@ def test_weighs_what_it_holds(pair: tuple[Path, Any]) -> None:
     profile = checkpoint.profile()
     assert len(profile.layers) == LAYERS
     for index, layer in enumerate(profile.layers):
-        held = [*checkpoint.load_layer(index).parameters()]
-        held += checkpoint.load_source().parameters() if index == 0 else []
+        section = checkpoint.load_layer(index)
+        held = [*section.layer.parameters()]
+        held += section.source.parameters() if section.source is not None else []
         assert layer.weight_bytes == sum(tensor.nbytes for tensor in held)
         assert layer.kv_bytes_per_token == 0
-    head = checkpoint.load_exit()
-    assert profile.head_bytes == sum(p.nbytes for p in head.parameters()) if head else True
+    head = checkpoint.load_head().exit
+    assert profile.head_bytes == (sum(p.nbytes for p in head.parameters()) if head else 0)
+
+
+def test_one_vector_for_a_text(pair: tuple[Path, Any]) -> None:
+    """Logits over labels, or the mean of the hidden states; never those for masked words."""
+    folder, model = pair
+    chain = opened(folder, (1,))
+    for tokens in TEXTS[:3]:
+        if chain.spec.exit.output is Output.CLASSES:
+            expected = reference(model, tokens)
+        else:
+            with torch.inference_mode():
+                core = model.base_model(input_ids=torch.tensor([tokens]))
+            expected = core.last_hidden_state.mean(dim=1)
+        vector = chain.vector(column(tokens))
+        assert vector.shape == (1, chain.checkpoint.traffic.vector_width)
+        assert (vector - expected).abs().max() < TOLERANCE
 
 
 def test_a_text_longer_than_the_positions_is_refused(pair: tuple[Path, Any]) -> None:
@@ -90,9 +108,3 @@ def test_a_token_outside_the_vocabulary(pair: tuple[Path, Any]) -> None:
     folder, _ = pair
     with pytest.raises(GenerationFailed, match="token ids lie between 0 and 98"):
         opened(folder).answer(column([VOCABULARY]))
-
-
-def test_an_encoder_generates_nothing(pair: tuple[Path, Any]) -> None:
-    folder, _ = pair
-    with pytest.raises(GenerationFailed, match="it has no decoder"):
-        next(opened(folder).generate(column([1, 2]), 3))

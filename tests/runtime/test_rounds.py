@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.errors import GenerationFailed, LinkClosed, StaleEpoch
-from runtime.session import MAX_FAILED_STEPS, MAX_FRUITLESS_REPLAYS, MAX_PAUSE_S, Rounds
+from runtime.replay import MAX_FAILED_STEPS, MAX_FRUITLESS_REPLAYS, MAX_PAUSE_S, Rounds
 
 
 def test_the_first_replay_comes_at_once() -> None:

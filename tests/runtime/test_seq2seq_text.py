@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mesh.errors import PromptTooLong, UnsupportedModel
-from runtime.seq2seq.text_to_text import TextToText
+from mesh.errors import PromptTooLong
+from runtime.text.json_tokenizer import HALF, JsonTokenizer
+from tests.runtime.library import TextToText
 
 pytest.importorskip("transformers")
 import transformers
@@ -95,7 +99,7 @@ def test_the_same_text_on_one_two_and_three_devices(pair: tuple[Path, Any, Any])
     expected = [reference(model, tokenizer, prompt) for prompt in PROMPTS]
     assert len(set(expected)) > 2
     for cuts in CUTS:
-        ours = TextToText.open(folder, cuts)
+        ours = TextToText(folder, cuts)
         assert [ours.answer(prompt, NEW_TOKENS) for prompt in PROMPTS] == expected, cuts
 
 
@@ -103,11 +107,20 @@ def test_a_text_longer_than_the_model_reads(tmp_path: Path) -> None:
     write_random("bart", tmp_path)
     bart_tokenizer().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(PromptTooLong, match="the model reads 64; shorten it"):
-        TextToText.open(tmp_path).answer("kitchen " * 100, 3)
+        TextToText(tmp_path).answer("kitchen " * 100, 3)
 
 
-def test_an_encoder_does_not_write(tmp_path: Path) -> None:
-    write_random("bert", tmp_path)
-    t5_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UnsupportedModel, match="bert does not turn text into text"):
-        TextToText.open(tmp_path)
+@pytest.mark.parametrize("made", [t5_tokenizer, bart_tokenizer])
+@given(ids=st.lists(st.integers(0, VOCABULARY - 1), max_size=30))
+@settings(max_examples=150, deadline=None)
+def test_text_as_it_comes_is_the_text_at_once(made: Any, ids: list[int]) -> None:
+    """Spaces between words, and letters of several tokens, that a token alone does not have."""
+    tokenizer = cached(made)
+    stream = tokenizer.stream()
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids).rstrip(HALF)
+
+
+@functools.cache
+def cached(made: Any) -> JsonTokenizer:
+    return JsonTokenizer(made())

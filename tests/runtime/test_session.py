@@ -11,8 +11,9 @@ import pytest
 from mesh.errors import Busy, GenerationFailed, PromptTooLong
 from mesh.ids import PeerId
 from mesh.tensor_frame import Kind, TensorFrame
+from runtime.replay import MAX_FAILED_STEPS
 from runtime.sampling import Sampling
-from runtime.session import MAX_FAILED_STEPS, Session
+from runtime.session import Session
 from runtime.weights import Checkpoint
 from tests.runtime.room import Room, altered, make_plan, peer
 from tests.runtime.tiny_model import write_tiny_gemma

@@ -158,12 +158,13 @@ async def test_a_new_plan_loads_only_what_is_missing(tiny: WholeModel) -> None:
     holdings = Holdings(worker, 1 << 30)
     never = pytest.fail
     await holdings.load(tiny.checkpoint, Span(0, 2), 0, lambda: never("there is room"))
-    kept = holdings._blocks[1]
+    held = holdings.models[tiny.checkpoint.model_id]
+    kept = held.blocks[1]
     await holdings.load(tiny.checkpoint, Span(1, 3), 0, lambda: never("there is room"))
-    assert holdings.layers == (0, 1, 2)
-    assert holdings._blocks[1] is kept
-    holdings.release(Span(1, 3))
-    assert holdings.layers == (1, 2)
+    assert held.layers == (0, 1, 2)
+    assert held.blocks[1] is kept
+    holdings.release(tiny.checkpoint.model_id, Span(1, 3))
+    assert held.layers == (1, 2)
     worker.close()
 
 

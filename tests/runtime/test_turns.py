@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +92,36 @@ def test_the_slice_follows_the_pace_of_the_device() -> None:
     for _ in range(30):
         pace.note(500, 0.001)
     assert pace.slice_rows == MAX_STEP_ROWS
+
+
+def source(session: int, rows: int) -> Waiting:
+    step = waiting(session, rows)
+    step.header = replace(step.header, kind=Kind.SOURCE)
+    return step
+
+
+def test_a_source_is_never_cut_and_others_wait_for_one_of_them_at_most() -> None:
+    first, second, prompt, stream = source(0, 400), source(1, 300), waiting(2, 90), waiting(3, 1)
+    queue = [first, second, prompt, stream]
+    assert next_turn(queue, alone=False, slice_rows=64) == [(first, 400), (stream, 1)]
+    assert next_turn(queue[1:], alone=False, slice_rows=64) == [(second, 300), (stream, 1)]
+    assert next_turn([prompt, second], alone=False, slice_rows=64) == [(prompt, 64)]
+
+
+@given(
+    steps=st.lists(st.tuples(st.booleans(), st.integers(1, 700)), min_size=1, max_size=6),
+    slice_rows=st.integers(MIN_SLICE_ROWS, MAX_STEP_ROWS),
+)
+def test_whatever_waits_something_is_done_and_no_source_in_parts(
+    steps: list[tuple[bool, int]], slice_rows: int
+) -> None:
+    queue = [
+        (source if is_source else waiting)(number, rows)
+        for number, (is_source, rows) in enumerate(steps)
+    ]
+    turn = next_turn(queue, alone=len(steps) == 1, slice_rows=slice_rows)
+    assert turn
+    for step, rows in turn:
+        assert 0 < rows <= step.left
+        if step.header.kind.is_source:
+            assert rows == step.left

@@ -21,12 +21,12 @@ from torch import Tensor
 from mesh.errors import BadPrompt, ConfigError, ModelNotFound, UnsupportedModel
 from runtime.compute.precision import Precision
 from runtime.formats.quantize import dequantise
-from runtime.seq2seq.chain import Chain
 from runtime.seq2seq.folder import open_folder
+from runtime.seq2seq.listener import Listener
 from runtime.seq2seq.mel import SAMPLE_RATE, log_mel
-from runtime.seq2seq.transcriber import Transcriber
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.stored.model_packages import WHISPER
+from tests.runtime.library import Transcriber
 
 COMMANDS = [
     "turn on the kitchen lights",
@@ -56,7 +56,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def whisper(folder: Path) -> Transcriber:
-    return Transcriber.open(folder)
+    return Transcriber(folder)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_transcribes_what_transformers_transcribes(
     decoding = whisper.chain.checkpoint.decoding
     assert decoding is not None
     for pcm in commands:
-        frames = log_mel(pcm, 10.0, whisper.mels)
-        ours = list(whisper.chain.generate(frames, 100, whisper.prompt))
-        said = [*whisper.prompt, *ours]
+        frames = log_mel(pcm, 10.0, whisper.listener.mels)
+        ours = list(whisper.chain.generate(frames, 100, whisper.listener.prompt))
+        said = [*whisper.listener.prompt, *ours]
         encoded = reference.model.encoder(frames.T[None])
         logits = reference(encoder_outputs=encoded, decoder_input_ids=torch.tensor([said])).logits
-        choices = logits[0, len(whisper.prompt) - 1 :]  # [tokens + 1, V]
+        choices = logits[0, len(whisper.listener.prompt) - 1 :]  # [tokens + 1, V]
         choices[:, list(decoding.suppressed)] = -torch.inf
         choices[0, list(decoding.suppressed_first)] = -torch.inf
         assert choices.argmax(dim=-1).tolist()[:-1] == ours
@@ -143,19 +143,13 @@ def test_transcribes_what_transformers_transcribes(
 def test_logits_are_those_of_transformers(
     whisper: Transcriber, commands: list[Tensor], reference: Any
 ) -> None:
-    from mesh.ids import SessionId
-    from runtime.sampling import Sampling
-    from runtime.seq2seq.chain import column
-
-    (stage,) = whisper.chain.stages
     for number, pcm in enumerate(commands[:5]):
-        frames = log_mel(pcm, 10.0, whisper.mels)
-        target = [*whisper.prompt, *range(1000 + number, 1020 + number)]
-        session = SessionId.new()
-        stage.open(session, Sampling(), 100)
-        stage.encode(session, frames)
-        ours = stage.logits(session, 0, column(target))
-        stage.close(session)
+        frames = log_mel(pcm, 10.0, whisper.listener.mels)
+        target = [*whisper.listener.prompt, *range(1000 + number, 1020 + number)]
+        session = whisper.chain.open()
+        whisper.chain.encode(session, frames)
+        ours = whisper.chain.logits(session, 0, target)
+        whisper.chain.close(session)
         encoded = reference.model.encoder(frames.T[None])
         theirs = reference(
             encoder_outputs=encoded, decoder_input_ids=torch.tensor([target])
@@ -181,14 +175,13 @@ def test_hears_the_same_on_two_and_three_devices(
     commands: list[Tensor],
     transcripts: list[str],
 ) -> None:
-    chain = Chain.of(Seq2SeqCheckpoint(open_folder(folder)), cuts)
-    cut = Transcriber(chain, whisper.tokenizer)
-    assert len(chain.stages) == len(cuts) + 1
+    cut = Transcriber(folder, cuts)
+    assert len(cut.chain.stages) == len(cuts) + 1
     assert [cut.transcribe(pcm) for pcm in commands] == transcripts
 
 
 def test_weights_in_bytes_hear_as_well(folder: Path, commands: list[Tensor]) -> None:
-    compact = Transcriber.open(folder, precision=Precision.INT8)
+    compact = Transcriber(folder, precision=Precision.INT8)
     said, meant = [words(compact.transcribe(pcm)) for pcm in commands], map(words, COMMANDS)
     wrong = sum(distance(one, other) for one, other in zip(said, meant, strict=True))
     assert wrong / sum(len(words(command)) for command in COMMANDS) <= MAX_WORD_ERROR_RATE
@@ -235,6 +228,6 @@ def test_a_model_that_does_not_hear(tmp_path: Path, whisper: Transcriber) -> Non
     from tests.runtime.random_encoders import write_random
 
     write_random("t5-1.0", tmp_path)
-    chain = Chain.of(Seq2SeqCheckpoint(open_folder(tmp_path)))
+    spec = Seq2SeqCheckpoint(open_folder(tmp_path)).spec
     with pytest.raises(UnsupportedModel, match="t5 does not hear"):
-        Transcriber(chain, whisper.tokenizer)
+        Listener(spec, whisper.listener.tokenizer)

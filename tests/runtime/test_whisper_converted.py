@@ -11,14 +11,13 @@ import torch
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from planner.plan import Span
-from runtime.seq2seq.chain import Chain
 from runtime.seq2seq.folder import open_folder
-from runtime.seq2seq.stage import Seq2SeqStage
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
 pytest.importorskip("transformers")
 import transformers
 
+from tests.runtime.chain import Chain, load_stage
 from tests.runtime.ctranslate2_writer import write_converted
 from tests.runtime.holed_copy import holed
 
@@ -89,7 +88,7 @@ def test_each_device_needs_only_its_part_of_the_file(
     spans = (Span(0, 1), Span(1, 4), Span(4, 5))
     parts = [holed(folders[1], tmp_path / str(span), span) for span in spans]
     assert {part.model_id for part in parts} == {whole.model_id}
-    stages = [Seq2SeqStage.load(part, span) for part, span in zip(parts, spans, strict=True)]
+    stages = [load_stage(part, span) for part, span in zip(parts, spans, strict=True)]
     assert said(Chain(whole, stages)) == said(Chain.of(whole))
 
 

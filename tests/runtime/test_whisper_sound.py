@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mesh.errors import BadModelFile, ModelNotFound, PotluckError, UnsupportedModel
 from runtime.formats.ctranslate2 import CTranslate2File
 from runtime.formats.gguf import GGMLType
+from runtime.seq2seq.listener import looping, pieces
 from runtime.seq2seq.mel import SAMPLE_RATE, log_mel
-from runtime.seq2seq.transcriber import looping, pieces
 from tests.runtime.ctranslate2_writer import text, variable
 
 

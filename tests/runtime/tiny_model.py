@@ -51,11 +51,18 @@ def tokenizer_metadata() -> dict[str, Any]:
 
 
 def tiny_metadata(
-    layers: int, hidden: int, heads: int, head_dim: int, ffn: int, context: int, window: int
+    layers: int,
+    hidden: int,
+    heads: int,
+    head_dim: int,
+    ffn: int,
+    context: int,
+    window: int,
+    name: str = "Tiny Gemma",
 ) -> dict[str, Any]:
     return {
         "general.architecture": "gemma3",
-        "general.name": "Tiny Gemma",
+        "general.name": name,
         "gemma3.context_length": context,
         "gemma3.embedding_length": hidden,
         "gemma3.block_count": layers,
@@ -119,7 +126,8 @@ def write_tiny_gemma(
     ffn: int = 128,
     context: int = 256,
     window: int = 8,
+    name: str = "Tiny Gemma",
 ) -> Path:
     """Writes the model to `path` and returns it. Odd layers are full, even ones slide."""
-    metadata = tiny_metadata(layers, hidden, heads, head_dim, ffn, context, window)
+    metadata = tiny_metadata(layers, hidden, heads, head_dim, ffn, context, window, name)
     return write_gguf(path, metadata, tiny_tensors(layers, hidden, heads, head_dim, ffn, seed))

@@ -1,9 +1,9 @@
-"""Speech to text with Whisper, window by window."""
+"""Speech as Whisper hears it: a recording in windows, and what it says of each as text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 
 from mesh.errors import BadModelFile, BadPrompt, ConfigError, UnsupportedModel
-from runtime.compute.precision import Precision
-from runtime.models.seq2seq_spec import MelEntrySpec
+from runtime.models.seq2seq_spec import MelEntrySpec, Seq2SeqSpec
 from runtime.models.whisper_ct2 import ENGLISH_VOCABULARY
-from runtime.seq2seq.chain import Chain
-from runtime.seq2seq.folder import open_folder
 from runtime.seq2seq.mel import FRAMES_PER_S, SAMPLE_RATE, log_mel
-from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.text.json_tokenizer import JsonTokenizer
 
 # A spoken command is shorter. A window is padded with silence up to its end, which takes time, and
@@ -36,37 +32,26 @@ LOOP_TURNS: Final = 3
 SHORTEST_SAMPLES: Final = SAMPLE_RATE // 10  # less than this at the end is no word
 
 
-class Transcriber:
-    """A Whisper with its tokenizer."""
+class Listener:
+    """How one Whisper is asked: what its decoder is given, and how long it may speak."""
 
-    def __init__(self, chain: Chain, tokenizer: JsonTokenizer, language: str = "en") -> None:
-        """`language` counts for a multilingual model only. Raises ConfigError for one that it does
-        not know, UnsupportedModel for a model that does not hear."""
-        entry = chain.spec.source
-        if not isinstance(entry, MelEntrySpec):
-            raise UnsupportedModel(f"{chain.spec.architecture} does not hear; take a Whisper")
-        self.chain = chain
+    def __init__(self, spec: Seq2SeqSpec, tokenizer: JsonTokenizer, language: str = "en") -> None:
+        """Raises BadPrompt for a language that the model does not know, UnsupportedModel for a
+        model that does not hear.
+        """
+        if not isinstance(spec.source, MelEntrySpec):
+            raise UnsupportedModel(f"{spec.architecture} does not hear; take a Whisper")
+        self.spec = spec
         self.tokenizer = tokenizer
-        self.mels = entry.mels
-        self.max_window_s = min(MAX_WINDOW_S, 2 * entry.context / FRAMES_PER_S)
+        self.mels = spec.source.mels
+        self.max_window_s = min(MAX_WINDOW_S, 2 * spec.source.context / FRAMES_PER_S)
+        self.most_tokens = spec.context // 2  # as the original: half for what was said before
         self.prompt = self._prompt(language)
 
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        language: str = "en",
-        cuts: Sequence[int] = (),
-        precision: Precision = Precision.FP32,
-    ) -> Transcriber:
-        """A folder of Hugging Face's or of CTranslate2's. Raises as `open_folder` does."""
-        chain = Chain.of(Seq2SeqCheckpoint(open_folder(path), precision), cuts)
-        return cls(chain, JsonTokenizer.open(path), language)
-
-    def transcribe(
+    def windows(
         self, pcm: npt.NDArray[np.float32] | Tensor, window_s: float = COMMAND_WINDOW_S
-    ) -> str:
-        """The words in [N] samples at 16 kHz from -1 to 1.
+    ) -> Iterator[Tensor]:
+        """[frames, mels] of each window of [N] samples at 16 kHz from -1 to 1.
 
         A recording longer than the window is heard in several. Raises BadPrompt for samples that
         are no sound, ConfigError for a window the model cannot hear at once.
@@ -79,30 +64,32 @@ class Transcriber:
         samples = torch.as_tensor(pcm).float()
         if samples.dim() != 1 or not torch.isfinite(samples).all():
             raise BadPrompt(f"expected one row of finite samples, got shape {list(samples.shape)}")
-        parts = (self._hear(part, window_s) for part in pieces(samples, window_s))
-        return " ".join(text for text in parts if text)
+        for part in pieces(samples, window_s):
+            yield log_mel(part, window_s, self.mels)
 
-    def _hear(self, pcm: Tensor, window_s: float) -> str:
-        frames = log_mel(pcm, window_s, self.mels)
-        most = self.chain.spec.context // 2  # as the original: half for what was said before
-        said: list[int] = []
-        for token in self.chain.generate(frames, most, self.prompt):
-            said.append(token)
-            if period := looping(said):
-                del said[-(LOOP_TURNS - 1) * period :]
-                break
-        return self.tokenizer.decode(said).strip()
+    def text(self, said: Sequence[int]) -> str:
+        """The words of one window; what came round and round at its end is said once."""
+        period = looping(said)
+        kept = said[: len(said) - (LOOP_TURNS - 1) * period] if period else said
+        return self.tokenizer.decode(kept).strip()
 
     def _prompt(self, language: str) -> list[int]:
         """What stands before the text: for a multilingual model its language and task as well."""
         marks = ["<|startoftranscript|>", "<|notimestamps|>"]
-        if self.chain.spec.vocabulary > ENGLISH_VOCABULARY:
+        if self.spec.vocabulary <= ENGLISH_VOCABULARY:
+            if language != "en":
+                raise BadPrompt("the model knows English only; take a multilingual Whisper")
+        elif not re.fullmatch("[a-z]{2,3}", language):
+            raise BadPrompt(
+                f"a language is two or three letters, such as 'en'; got {language!r:.20}"
+            )
+        else:
             marks[1:1] = [f"<|{language}|>", "<|transcribe|>"]
         ids = [self.tokenizer.id_of(mark) for mark in marks]
         if None in ids:
             missing = marks[ids.index(None)]
             if missing == f"<|{language}|>":
-                raise ConfigError(f"the model does not know the language {language!r:.20}")
+                raise BadPrompt(f"the model does not know the language {language!r:.20}")
             raise BadModelFile(f"the tokenizer has no {missing}; take a complete Whisper folder")
         return [one for one in ids if one is not None]
 

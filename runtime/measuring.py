@@ -1,0 +1,17 @@
+"""What this device needs for a layer and for the head of a model, of whatever kind it is."""
+
+from __future__ import annotations
+
+from runtime import profiler
+from runtime.checkpoints import Model
+from runtime.profiler import Measured
+from runtime.weights import Checkpoint
+
+
+def measure(model: Model) -> Measured:
+    """Runs in the worker thread; takes seconds. Raises BadModelFile for a damaged file."""
+    if isinstance(model, Checkpoint):
+        return profiler.measure(model)
+    from runtime.seq2seq.measuring import measure_stacks
+
+    return measure_stacks(model)

@@ -1,0 +1,170 @@
+"""Replay: work of this device that goes on through plan after plan until it is done.
+
+When the plan under it ends (a device was lost, a better plan came), it waits for the next one and
+sends again whatever the stages must know; what has been answered already stays answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from mesh.errors import Busy, GenerationFailed, MeshError, PotluckError
+from mesh.ids import PeerId, SessionId
+from planner.plan import Plan
+from runtime.session_messages import OpenSession
+from runtime.steps import Answer, Lease, StepAnswer, Steps
+from runtime.traffic import Traffic
+
+T = TypeVar("T")
+
+# Replays without anything new in between: each waits for a new plan and longer than the one
+# before, so these many mean that for about half a minute the home did not settle down.
+MAX_FRUITLESS_REPLAYS = 15
+MAX_PAUSE_S = 3.0
+# A step that a stage could not do is tried again (a peer sent garbage, memory was short), but a
+# step that fails so often fails for a reason of its own.
+MAX_FAILED_STEPS = 3
+# The last resort against a device that is stuck though its heart beats. A prompt's chunk of 512
+# tokens takes a Pi about 20 s for a model of 1 B weights, and it may wait behind those of others:
+# with 4 conversations and 5 stages, behind 24 chunks.
+STEP_TIMEOUT_S = 600.0
+
+
+class Road(Protocol):
+    """What work needs of the device it lives on."""
+
+    async def plan(self) -> Plan:
+        """The plan in force for this model; waits for one. Raises PlanError when none can be."""
+
+    async def open(self, plan: Plan, request: OpenSession) -> int:
+        """Makes room on every stage. Raises Busy, StaleEpoch or LinkClosed.
+
+        Returns how many of the tokens that `request.prefix` names every stage has already.
+        """
+
+    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
+        """Frees what `open` took, which holds the tokens that `prefix` names; never raises."""
+
+    def paused(self, work: Replayed[Any], reason: str) -> None:
+        """The work pauses: all that the stages knew of it will be computed again."""
+
+    def resumed(self, work: Replayed[Any]) -> None:
+        """The next answer has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Rounds without a new token, counted apart: lost plans, and steps that failed."""
+
+    lost: int = 0
+    failed: int = 0
+
+    @property
+    def pause_s(self) -> float:
+        """Before the next round; the first comes at once."""
+        tries = self.lost + self.failed - 1
+        return 0.0 if tries < 1 else min(MAX_PAUSE_S, 0.05 * 2.0**tries)
+
+    def after(self, error: PotluckError) -> Rounds:
+        """One round more; raises GenerationFailed when there have been too many."""
+        if isinstance(error, GenerationFailed):
+            if self.failed + 1 >= MAX_FAILED_STEPS:
+                raise error
+            return replace(self, failed=self.failed + 1)
+        if self.lost >= MAX_FRUITLESS_REPLAYS:
+            raise GenerationFailed(
+                f"{self.lost + 1} plans in a row were lost before the next token; "
+                f"the last one: {error}. See `potluck status`."
+            ) from error
+        return replace(self, lost=self.lost + 1)
+
+
+@dataclass(slots=True)
+class Replayed(ABC, Generic[T]):
+    """One session on the stages: under each plan it has another name, and goes on."""
+
+    me: PeerId
+    road: Road
+    steps: Steps
+    traffic: Traffic  # of the model
+    session_id: SessionId = field(default_factory=SessionId.new, kw_only=True)
+    replays: int = field(default=0, kw_only=True)
+    _paused: bool = field(default=False, init=False)
+    _settled: bool = field(default=False, init=False)  # the last step sent has been answered
+
+    @property
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether there is nothing left to ask the stages for."""
+
+    @property
+    @abstractmethod
+    def has_begun(self) -> bool:
+        """Whether the client has got something, and would lose it if it had to come again."""
+
+    @property
+    @abstractmethod
+    def rows_to_replay(self) -> int:
+        """How many rows the stages of the next plan would be sent."""
+
+    @abstractmethod
+    def _opening(self, plan: Plan) -> OpenSession:
+        """What the stages are told of the session. Raises PromptTooLong or GenerationFailed."""
+
+    @abstractmethod
+    def _under(self, lease: Lease, held: int) -> AsyncGenerator[T, None]:
+        """What comes under one plan, of which every stage has the first `held` tokens already."""
+
+    def _left_behind(self) -> bytes:
+        """The chain of the tokens that the stages hold, if another session can use them."""
+        return b""
+
+    async def _run(self) -> AsyncGenerator[T, None]:
+        """What comes, under however many plans. Raises PromptTooLong, Busy, PlanError, and
+        GenerationFailed when replaying does not help.
+        """
+        rounds = Rounds()
+        while not self.is_done:
+            plan = await self.road.plan()
+            # A name of its own for each round: nothing of an earlier one can be mistaken for it.
+            self.session_id = SessionId.new()
+            try:
+                with self.steps.lease(plan, self.session_id, self.traffic) as lease:
+                    held = await self.road.open(plan, self._opening(plan))
+                    async for answer in self._under(lease, held):
+                        rounds = Rounds()
+                        yield answer
+            except (GenerationFailed, MeshError, Busy) as error:
+                if isinstance(error, Busy) and not self.has_begun:
+                    raise  # nothing has been said yet: the client had better come again
+                self._pause(str(error))
+                rounds = rounds.after(error)
+            finally:
+                await self.road.close(plan, self.session_id, self._left_behind())
+            if self._paused:
+                await asyncio.sleep(rounds.pause_s)
+
+    async def _answer(self, answer: Answer) -> StepAnswer:
+        self._settled = False
+        try:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                found = await answer
+        except TimeoutError:
+            raise GenerationFailed(f"a step had no answer within {STEP_TIMEOUT_S:.0f} s") from None
+        self._settled = True
+        return found
+
+    def _pause(self, reason: str) -> None:
+        if not self._paused:
+            self._paused = True
+            self.replays += 1
+            self.road.paused(self, reason)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.road.resumed(self)

@@ -1,0 +1,499 @@
+"""The leader's loop over several models: real installers and weights, no network in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import permutations
+from typing import Any, cast
+
+import pytest
+
+from apps.models.messages import BRING_SHARE, BringReply
+from apps.planning.coordinator import Coordinator
+from apps.planning.messages import (
+    COMMIT_PLAN,
+    PREPARE_PLAN,
+    PROFILE_DEVICE,
+    REPORT_PLAN,
+    Commit,
+    CommitReply,
+    ModelRef,
+    Outcome,
+    Prepare,
+    PrepareReply,
+    ProfileReply,
+    WantReply,
+    Wish,
+)
+from apps.timeline import Timeline
+from mesh.codec import from_plain, to_plain
+from mesh.errors import Busy, LinkClosed, NoRoom, StaleEpoch
+from mesh.ids import Epoch, PeerId, SessionId
+from mesh.membership import Member, View
+from mesh.messages import Health
+from mesh.node import Node
+from planner.cost import held_bytes
+from planner.plan import Capacity, Plan, Span
+from planner.profile import Curve, DeviceProfile, LinkProfile
+from runtime.compute.precision import Precision
+from runtime.sampling import Sampling
+from runtime.session_messages import OpenSession
+from runtime.weights import Checkpoint
+from tests.apps.desk import Desk, tiny_checkpoints
+from tests.runtime.room import peer
+
+Fault = Callable[[PeerId, str], Exception | None]
+WAIT_S = 10.0
+ROOM = Capacity(2, 256)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
+    return tiny_checkpoints(tmp_path_factory.mktemp("models"), 4)
+
+
+def wish(checkpoint: Checkpoint, room: Capacity = ROOM) -> Wish:
+    reference = ModelRef(checkpoint.model_id, checkpoint.path.stem, "", checkpoint.precision)
+    profile = replace(checkpoint.profile(), name=checkpoint.path.stem)
+    return Wish(reference, profile, room)
+
+
+def size(checkpoint: Checkpoint, room: Capacity = ROOM) -> int:
+    profile = checkpoint.profile()
+    return held_bytes(profile, Span(0, len(profile.layers)), room)
+
+
+class Home:
+    """Devices, and the node of the one that leads."""
+
+    def __init__(self, models: list[Checkpoint], memory: list[int]) -> None:
+        self.desks = {
+            peer(n): Desk(models, n, memory_bytes) for n, memory_bytes in enumerate(memory)
+        }
+        self.memory = dict(zip(self.desks, memory, strict=True))
+        self.timeline = Timeline()
+        self.fault: Fault = lambda device, topic: None
+        self.view = View(peer(0), (), Epoch(1, peer(0)), peer(0), 1)
+        self.here = set(self.desks)
+        self._show()
+        self.coordinator = Coordinator(cast(Node, self), self.timeline)
+
+    @classmethod
+    @asynccontextmanager
+    async def of(cls, models: list[Checkpoint], *memory: int) -> AsyncIterator[Home]:
+        home = cls(models, list(memory))
+        running = asyncio.ensure_future(home.coordinator.run())
+        await asyncio.sleep(0)
+        try:
+            yield home
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+            for desk in home.desks.values():
+                desk.worker.close()
+
+    # --- what a person does -----------------------------------------------------------------------
+
+    async def want(self, checkpoint: Checkpoint, room: Capacity = ROOM) -> WantReply:
+        async with asyncio.timeout(WAIT_S):
+            return await self.coordinator.want(wish(checkpoint, room))
+
+    async def plan(self, checkpoint: Checkpoint, room: Capacity = ROOM) -> Plan:
+        """The plan in force, asked for by somebody who talks to it at once."""
+        reply = await self.want(checkpoint, room)
+        assert reply.outcome is Outcome.OK, reply.reason
+        assert reply.plan is not None
+        return reply.plan
+
+    def talk(self, plan: Plan) -> SessionId:
+        """A conversation begins on all stages, and stays."""
+        session = SessionId.new()
+        request = OpenSession(plan.epoch, plan.plan_id, session, peer(0), Sampling(), 16)
+        for device in plan.devices:
+            self.desks[device].pipeline.open(request)
+        return session
+
+    def hang_up(self, plan: Plan, session: SessionId) -> None:
+        for device in plan.devices:
+            self.desks[device].pipeline.close(session, peer(0))
+
+    async def use(self, checkpoint: Checkpoint, room: Capacity = ROOM) -> Plan:
+        """A short conversation."""
+        plan = await self.plan(checkpoint, room)
+        self.hang_up(plan, self.talk(plan))
+        return plan
+
+    def conversations(self, plan: Plan) -> int:
+        return max(desk.pipeline.conversations_of(plan.plan_id) for desk in self.desks.values())
+
+    def lose(self, number: int) -> None:
+        self.here.discard(peer(number))
+        self._show()
+        self.coordinator.on_gone(peer(number))
+        self.coordinator.on_view_changed()
+
+    def models_on(self, number: int) -> set[str]:
+        return {
+            held.checkpoint.path.stem for held in self.desks[peer(number)].holdings.models.values()
+        }
+
+    def said(self, kind: str) -> list[str]:
+        return [event.text for event in self.timeline.since(0) if event.kind == kind]
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not is_so():
+                await asyncio.sleep(0.005)
+
+    def _show(self) -> None:
+        members = tuple(
+            Member(one, f"device{n}", 0, Health.ALIVE if one in self.here else Health.DEAD, None)
+            for n, one in enumerate(self.desks)
+        )
+        self.view = replace(self.view, members=members)
+
+    # --- mesh.node.Node ---------------------------------------------------------------------------
+
+    async def wait_for(self, predicate: Callable[[View], bool], timeout_s: float | None) -> View:
+        while not predicate(self.view):
+            await asyncio.sleep(0.005)
+        return self.view
+
+    def advance_epoch(self, reason: str) -> Epoch:
+        assert self.view.epoch is not None
+        epoch = Epoch(self.view.epoch.counter + 1, peer(0))
+        self.view = replace(self.view, epoch=epoch)
+        return epoch
+
+    async def request(self, device: PeerId, topic: str, body: Any, timeout_s: float) -> Any:
+        await asyncio.sleep(0)
+        if device not in self.here:
+            raise LinkClosed(f"{device.short} is gone")
+        if error := self.fault(device, topic):
+            raise error
+        desk = self.desks[device]
+        match topic:
+            case "plan.report":
+                return to_plain(desk.installer.report())
+            case "plan.prepare":
+                return to_plain(await self._prepare(desk, from_plain(Prepare, body)))
+            case "plan.commit":
+                commit: Commit = from_plain(Commit, body)
+                lacks = await desk.installer.commit(commit, self.view.epoch)
+                return to_plain(CommitReply(lacks))
+            case "profile.device":
+                return to_plain(self._profile(device))
+        assert topic == BRING_SHARE, topic
+        return to_plain(BringReply(Outcome.OK, "", 0, 0))
+
+    async def _prepare(self, desk: Desk, request: Prepare) -> PrepareReply:
+        try:
+            await desk.installer.prepare(request, self.view.epoch)
+        except StaleEpoch as error:
+            return PrepareReply(Outcome.RETRY, str(error))
+        except Busy as error:
+            return PrepareReply(Outcome.BUSY, str(error))
+        return PrepareReply(Outcome.OK, "")
+
+    def _profile(self, device: PeerId) -> ProfileReply:
+        curve = Curve(((1, 1e-3), (512, 40e-3)))
+        name = f"device{list(self.desks).index(device)}"
+        profile = DeviceProfile(device, name, self.memory[device], curve, 1e-3, 0)
+        links = tuple(
+            LinkProfile(source, target, 1e-3, 1e8)
+            for source, target in permutations(self.desks, 2)
+            if source == device
+        )
+        return ProfileReply(profile, "", links, unmeasured=False)
+
+
+TOPICS = {REPORT_PLAN, PREPARE_PLAN, COMMIT_PLAN, PROFILE_DEVICE}
+
+
+# --- beside each other ----------------------------------------------------------------------------
+
+
+async def test_two_models_are_in_force_at_once(models: list[Checkpoint]) -> None:
+    async with Home.of(models, 2 * size(models[0])) as home:
+        first = await home.plan(models[0])
+        home.talk(first)
+        second = await home.plan(models[1])
+        home.talk(second)
+        assert (home.conversations(first), home.conversations(second)) == (1, 1)
+        assert home.models_on(0) == {"tiny0", "tiny1"}
+        assert (await home.plan(models[0])).plan_id == first.plan_id, "it is still in force"
+
+
+async def test_a_second_model_is_shared_where_one_device_has_too_little_left(
+    models: list[Checkpoint],
+) -> None:
+    room = size(models[0])
+    async with Home.of(models, room * 3 // 2, room * 3 // 2) as home:
+        first, second = await home.use(models[0]), await home.use(models[1])
+        third = await home.plan(models[2])
+        assert len(first.devices) == len(second.devices) == 1
+        assert set(third.devices) == {peer(0), peer(1)}
+        for desk in home.desks.values():
+            assert desk.holdings.size_bytes <= desk.holdings.memory_bytes
+
+
+async def test_the_least_recently_used_one_makes_room(models: list[Checkpoint]) -> None:
+    async with Home.of(models, 2 * size(models[0])) as home:
+        first, second = await home.use(models[0]), await home.use(models[1])
+        await home.use(models[0])
+        await home.plan(models[2])
+        assert home.models_on(0) == {"tiny0", "tiny2"}
+        assert len(home.said("evicted")) == 1
+        assert "leaves to make room for" in home.said("evicted")[0]
+        assert "tiny1" in home.said("evicted")[0]
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+        assert second.plan_id not in home.desks[peer(0)].known()
+
+
+async def test_a_conversation_keeps_its_model_whoever_came_later(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, 2 * size(models[0])) as home:
+        first = await home.plan(models[0])
+        home.talk(first)
+        await home.use(models[1])
+        await home.plan(models[2])
+        assert home.models_on(0) == {"tiny0", "tiny2"}
+        assert home.conversations(first) == 1
+
+
+async def test_where_all_are_in_use_the_answer_says_by_whom(models: list[Checkpoint]) -> None:
+    async with Home.of(models, 2 * size(models[0], Capacity(1, 256))) as home:
+        plans = [await home.plan(model) for model in models[:2]]
+        sessions = [home.talk(plan) for plan in plans]
+        reply = await home.want(models[2])
+        assert reply.outcome is Outcome.BUSY
+        assert "tiny0 for 1 conversation and tiny1 for 1 conversation" in reply.reason
+        assert [home.conversations(plan) for plan in plans] == [1, 1]
+        home.hang_up(plans[1], sessions[1])
+        await home.plan(models[2])
+        assert home.models_on(0) == {"tiny0", "tiny2"}
+
+
+async def test_what_fits_nowhere_is_refused_with_numbers_and_costs_nobody_a_thing(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, 2 * size(models[0])) as home:
+        first, second = await home.use(models[0]), await home.plan(models[1])
+        home.talk(second)
+        huge = wish(models[2])
+        layers = tuple(replace(one, weight_bytes=10**9) for one in huge.profile.layers)
+        huge = replace(huge, profile=replace(huge.profile, layers=layers))
+        reply = await home.coordinator.want(huge)
+        assert reply.outcome is Outcome.IMPOSSIBLE
+        assert "tiny2 does not fit" in reply.reason
+        assert "short by" in reply.reason
+        assert not home.said("evicted")
+        assert home.conversations(second) == 1
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+
+
+async def test_empty_places_are_given_up_before_a_model_leaves(models: list[Checkpoint]) -> None:
+    """The chat model took room for eight conversations and has one; a second model fits."""
+    many = Capacity(8, 256)
+    memory = size(models[0], many)
+    async with Home.of(models, memory) as home:
+        first = (await home.want(models[0], many)).plan
+        assert first is not None
+        assert first.capacity == many
+        home.talk(first)
+        second = await home.plan(models[1])
+        assert home.conversations(first) == 1
+        assert not home.said("evicted")
+        smaller = (await home.want(models[0], many)).plan
+        assert smaller is not None
+        assert smaller.plan_id == first.plan_id
+        assert smaller.capacity.sessions < 8
+        held = size(models[0], smaller.capacity) + size(models[1], second.capacity)
+        assert held <= memory
+        for _ in range(1, smaller.capacity.sessions):
+            home.talk(smaller)
+        with pytest.raises(Busy):
+            home.talk(smaller)
+
+
+async def test_another_precision_waits_for_the_conversations_of_the_first(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, 10 * size(models[0])) as home:
+        first = await home.plan(models[0])
+        session = home.talk(first)
+        exact = models[0].at(Precision.FP32)
+        reply = await home.want(exact)
+        assert reply.outcome is Outcome.BUSY
+        assert "as int8 for 1 conversation" in reply.reason
+        home.hang_up(first, session)
+        await home.plan(exact)
+        assert len(home.desks[peer(0)].known()) == 1
+        held = home.desks[peer(0)].holdings.models[models[0].model_id]
+        assert held.checkpoint.precision is Precision.FP32
+
+
+# --- devices come and go --------------------------------------------------------------------------
+
+
+async def test_a_lost_device_breaks_only_the_models_that_were_on_it(
+    models: list[Checkpoint],
+) -> None:
+    room = size(models[0])
+    async with Home.of(models, room, room, room) as home:
+        first, second = await home.plan(models[0]), await home.plan(models[1])
+        assert first.devices != second.devices
+        home.talk(first)
+        lost = list(home.desks).index(second.devices[0])
+        home.lose(lost)
+        again = await home.plan(models[1])
+        assert second.devices[0] not in again.devices
+        assert home.conversations(first) == 1, "the other did not notice"
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+
+
+async def test_after_a_loss_the_one_in_use_is_planned_before_the_idle_ones(
+    models: list[Checkpoint],
+) -> None:
+    """All were shared by both devices; one device holds two of the three."""
+    room = size(models[0], Capacity(1, 256))
+    async with Home.of(models, 2 * room, 2 * room) as home:
+        await home.use(models[1])
+        await home.use(models[2])
+        await home.use(models[0])
+        on_both = {peer(0), peer(1)}
+        home.lose(1)
+        reply = await home.want(models[0])
+        assert reply.outcome is Outcome.OK
+        await home.until(lambda: len(home.models_on(0)) == 2)
+        assert "tiny0" in home.models_on(0)
+        assert on_both - home.here == {peer(1)}
+
+
+async def test_a_long_conversation_is_no_long_idleness(models: list[Checkpoint]) -> None:
+    """Its model was asked for long ago, the idle one's after it; still the idle one leaves."""
+    one = Capacity(1, 256)
+    async with Home.of(models, size(models[0], one), size(models[1], one)) as home:
+        first = await home.plan(models[0], one)
+        home.talk(first)
+        second = await home.use(models[1], one)
+        assert len(first.devices) == len(second.devices) == 1
+        home.lose(list(home.desks).index(first.devices[0]))
+        assert (await home.plan(models[0], one)).devices == second.devices
+        assert home.said("evicted")[0].startswith("tiny1 leaves to make room for tiny0")
+
+
+async def test_when_a_model_fits_no_more_the_others_memory_is_theirs(
+    models: list[Checkpoint],
+) -> None:
+    room = size(models[0], Capacity(1, 256))
+    async with Home.of(models, room // 2 + room // 4, room // 2 + room // 4) as home:
+        await home.use(models[0])
+        home.lose(1)
+        reply = await home.want(models[0])
+        assert reply.outcome is Outcome.IMPOSSIBLE
+        assert "does not fit" in reply.reason
+
+
+async def test_a_new_leader_keeps_all_models_in_force(models: list[Checkpoint]) -> None:
+    async with Home.of(models, 4 * size(models[0])) as home:
+        plans = [await home.use(model) for model in models[:3]]
+        assert home.view.epoch is not None
+        home.view = replace(home.view, leader=None)
+        await asyncio.sleep(0.05)
+        assert (await home.want(models[0])).outcome is Outcome.RETRY
+        counter = home.view.epoch.counter + 3
+        home.view = replace(home.view, leader=peer(0), epoch=Epoch(counter, peer(0)))
+        known = home.desks[peer(0)].known
+        await home.until(
+            lambda: len(known()) == 3 and not {p.plan_id for p in plans} & set(known())
+        )
+        assert home.models_on(0) == {"tiny0", "tiny1", "tiny2"}
+        assert not home.said("evicted")
+
+
+async def test_a_device_that_was_away_ends_what_left_meanwhile(models: list[Checkpoint]) -> None:
+    """Not asked for anything, it is told."""
+    room = size(models[0])
+    async with Home.of(models, room, room) as home:
+        first = await home.use(models[0])
+        away = list(home.desks).index(first.devices[0])
+        home.lose(away)
+        await home.use(models[1])
+        await home.until(lambda: home.models_on(1 - away) == {"tiny1"})
+        home.here.add(peer(away))
+        home._show()
+        home.coordinator.on_view_changed()
+        await home.until(lambda: first.plan_id not in home.desks[peer(away)].known())
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_is_used_again_while_it_should_leave_stays(
+    models: list[Checkpoint],
+) -> None:
+    """Between the decision and the device somebody began to talk."""
+    async with Home.of(models, 2 * size(models[0], Capacity(1, 256))) as home:
+        first, second = await home.use(models[0]), await home.use(models[1])
+
+        def begin(device: PeerId, topic: str) -> Exception | None:
+            if topic == PREPARE_PLAN and not home.conversations(first):
+                home.talk(first)
+            return None
+
+        home.fault = begin
+        await home.plan(models[2])
+        assert home.conversations(first) == 1
+        assert home.models_on(0) == {"tiny0", "tiny2"}
+        assert second.plan_id not in home.desks[peer(0)].known()
+
+
+async def test_an_install_that_fails_is_tried_again_and_the_rest_stays_in_force(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, 3 * size(models[0])) as home:
+        first = await home.plan(models[0])
+        home.talk(first)
+        failures = iter([LinkClosed("a hiccup")] * 2)
+
+        def fail(device: PeerId, topic: str) -> Exception | None:
+            return next(failures, None) if topic == COMMIT_PLAN else None
+
+        home.fault = fail
+        await home.plan(models[1])
+        assert home.conversations(first) == 1
+        assert len(home.said("plan-failed")) == 2
+
+
+async def test_a_device_that_lost_its_share_unseen_gets_it_again(
+    models: list[Checkpoint],
+) -> None:
+    """It followed another leader for a moment, and that one's word ended its plan."""
+    async with Home.of(models, 3 * size(models[0])) as home:
+        first = await home.use(models[0])
+        desk = home.desks[peer(0)]
+        assert home.view.epoch is not None
+        await desk.installer.commit(Commit(home.view.epoch, ()), home.view.epoch)
+        assert not desk.known()
+        await home.plan(models[1])
+        await home.until(lambda: home.models_on(0) == {"tiny0", "tiny1"})
+        assert (await home.plan(models[0])).plan_id != first.plan_id
+
+
+async def test_a_preview_installs_nothing_and_says_who_would_leave(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, size(models[0], Capacity(1, 256))) as home:
+        first = await home.use(models[0])
+        await home.until(lambda: bool(home.desks[peer(0)].known()))
+        choice = await home.coordinator.preview(wish(models[1]))
+        assert "tiny0 leaves" in choice.plan.reason
+        assert home.desks[peer(0)].known() == {first.plan_id: 0}
+        home.talk(first)
+        with pytest.raises(NoRoom, match="tiny0 for 1 conversation"):
+            await home.coordinator.preview(wish(models[1]))
