@@ -15,6 +15,7 @@ from apps.run import until_first
 from apps.show import escape
 from mesh.errors import ConfigError, PotluckError
 
+PLAIN: Final = "plain"  # the form of a chat with a base model, which has none of its own
 QUIET_S = 0.5  # without a token after a device was lost, before that is said
 LOST: Final = ("PeerDied", "PeerLeft")  # as the daemon's events call it
 COMMANDS: Final = {
@@ -124,13 +125,30 @@ class Chat:
                     "The context is full, so the answer ends here. /new begins a new "
                     "conversation; `potluck up --context` makes room for longer ones."
                 )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            # The latter where Ctrl-C came while the runner was about to begin.
             self._out.print()
             self._tell("Stopped.")
         except PotluckError as error:
+            if self._takes_a_form(error):
+                self._turns.pop()  # asked again
+                self._answer(runner, text)
+                return
             self._refused(error)
-        finally:
-            self._remember()
+        self._remember()
+
+    def _takes_a_form(self, error: PotluckError) -> bool:
+        """Whether a base model can be asked again, in a form that is not its own."""
+        if not isinstance(error, ApiError) or error.code != "NoTemplate":
+            return False
+        if "chat_template" in self._body:
+            return False
+        self._body = {**self._body, "chat_template": PLAIN}
+        self._tell(
+            f"{self._body['model']} is a base model: it continues texts and was never taught to "
+            f"answer. It is asked in the form {PLAIN!r}; --template names another."
+        )
+        return True
 
     def _remember(self) -> None:
         """What was said counts, also where it was stopped; a question without an answer does not,

@@ -200,6 +200,9 @@ def run(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Of a chat: chatml, gemma, llama3 or plain.")
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -212,6 +215,8 @@ def run(
     if chat or (prompt is None and sys.stdin.isatty()):
         if as_json:
             raise ConfigError("--json answers once: give a prompt, and leave --chat out")
+        if template is not None:
+            body["chat_template"] = template
         _talk(find_daemon(StateFolder.open(home)), body, prompt)
         return
     body["prompt"] = sys.stdin.read() if prompt is None else prompt

@@ -154,6 +154,10 @@ class BadPrompt(SessionError):
     """The prompt holds what no model can read."""
 
 
+class NoTemplate(BadPrompt):
+    """A chat with a base model, which has no form for one."""
+
+
 class PromptTooLong(SessionError):
     """The prompt does not fit the context."""
 

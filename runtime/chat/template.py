@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mesh.errors import BadModelFile, BadPrompt
+from mesh.errors import BadModelFile, BadPrompt, NoTemplate
 from mesh.limits import KIB
 from runtime.chat.built_in import BUILT_IN
 from runtime.chat.messages import Chat
@@ -81,7 +81,7 @@ class ChatTemplate:
         source = named.get("default") if source is None else source
         with_tools = named.get("tool_use")
         if source is None:
-            raise BadPrompt(
+            raise NoTemplate(
                 f"{origin} has no chat template: it is a base model, which continues a text. "
                 "Use /v1/completions or `potluck run` with it, take its instruction-tuned version, "
                 f"or name a template: {_built_in_names()}"

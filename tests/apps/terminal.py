@@ -51,21 +51,16 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def until(self, text: str, *, pressing: str = "") -> str:
-        """What was shown up to and with `text`, having pressed these keys. While nothing comes of
-        that, a person presses them again: Python loses a Ctrl-C that meets another key.
-        """
+    def until(self, text: str) -> str:
+        """What was shown up to and with `text`."""
         deadline_s = time.monotonic() + DEADLINE_S
-        self.type(pressing)
         while text not in self._unread:
             left_s = deadline_s - time.monotonic()
             assert left_s > 0, f"{text!r} did not come; shown was {self._unread!r}"
-            if self._has_more(min(left_s, 2.0)):
+            if self._has_more(left_s):
                 more = self._read()
                 assert more, f"it ended before {text!r} came; shown was {self._unread!r}"
                 self._unread += more
-            else:
-                self.type(pressing)
         shown, found, self._unread = self._unread.partition(text)
         return shown + found
 

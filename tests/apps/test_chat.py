@@ -19,6 +19,7 @@ from mesh.errors import ConfigError
 
 Answer = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 DEADLINE_S = 20.0
+CTRL_C = "\x03"
 FULL = {"message": "it has 130 tokens", "code": "PromptTooLong", "exit_code": 1}
 
 
@@ -107,6 +108,8 @@ async def talk(daemon: Daemon, *lines: str, is_terminal: bool = True) -> tuple[s
 
     def read(prompt: str) -> str:
         for line in typed:
+            if line.endswith(CTRL_C):
+                raise KeyboardInterrupt
             return line
         raise EOFError
 
@@ -199,3 +202,42 @@ async def test_system_words_come_first_until_they_are_taken_back(daemon: Daemon)
     await talk(daemon, "/system be brief", "one", "/system", "two")
     roles = [[message["role"] for message in body["messages"]] for body in daemon.asked]
     assert roles == [["system", "user"], ["user", "assistant", "user"]]
+
+
+async def test_a_base_model_is_asked_in_a_plain_form(daemon: Daemon) -> None:
+    def answer(request: web.Request, body: dict[str, Any]) -> Awaitable[web.StreamResponse]:
+        return (say("well") if "chat_template" in body else has_no_form)(request, body)
+
+    async def has_no_form(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        error = {"message": "m has no chat template", "code": "NoTemplate", "exit_code": 1}
+        return web.json_response({"error": error}, status=400)
+
+    daemon.answer = answer
+    shown, beside = await talk(daemon, "hello", "again")
+    assert shown.count("well") == 2
+    assert beside.count("is a base model") == 1
+    assert daemon.asked[-1]["chat_template"] == "plain"
+    assert [one["content"] for one in daemon.asked[-1]["messages"]] == ["hello", "well", "again"]
+
+
+async def test_ctrl_c_in_the_moment_before_an_answer_begins(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio's runner forgets an interrupt that comes while it makes ready: it just cancels."""
+    runs = asyncio.Runner.run
+
+    def interrupted(runner: asyncio.Runner, work: Any, **how: Any) -> Any:
+        monkeypatch.setattr(asyncio.Runner, "run", runs)
+        work.close()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio.Runner, "run", interrupted)
+    shown, beside = await talk(daemon, "hello", "again")
+    assert "Stopped." in beside
+    assert "well" in shown
+
+
+async def test_ctrl_c_drops_a_line_that_was_begun(daemon: Daemon) -> None:
+    shown, _ = await talk(daemon, "half a line" + CTRL_C, "a whole one")
+    assert "well" in shown
+    assert [body["messages"][-1]["content"] for body in daemon.asked] == ["a whole one"]
