@@ -242,7 +242,7 @@ def test_byte_level_equals_the_tokenizers_library(tmp_path: Path, pre: str) -> N
     def check(text: str) -> None:
         ids = tokenizer.encode(text)
         assert ids == library.encode(text).ids
-        if not WORD_RULES[pre].compose:
+        if not WORD_RULES[pre].compose and "<|end|>" not in text:  # a mark is no text
             assert tokenizer.decode(ids) == text
 
     check()
