@@ -24,7 +24,7 @@ from runtime.compute.vector_code import (
     same,
     spread,
 )
-from runtime.compute.weight_code import AHEAD_BYTES, Row
+from runtime.compute.weight_code import AHEAD_BYTES, BLOCK_BYTES, BlockRow
 
 LINE_BYTES: Final = 64  # of a processor's cache: a block has three or four of them
 
@@ -33,7 +33,6 @@ LINE_BYTES: Final = 64  # of a processor's cache: a block has three or four of t
 class Places:
     """Where things stand in a block, in bytes from its start; None: the format has none."""
 
-    size: int
     scale: int  # in half precision, for the scales of the groups
     minimum: int | None  # the same, for their minima
     groups: int  # their scales
@@ -42,33 +41,21 @@ class Places:
 
 
 PLACES: Final = {
-    Form.Q4_K: Places(144, scale=0, minimum=2, groups=4, low=16, high=None),
-    Form.Q5_K: Places(176, scale=0, minimum=2, groups=4, low=48, high=16),
-    Form.Q6_K: Places(210, scale=208, minimum=None, groups=192, low=0, high=128),
+    Form.Q4_K: Places(scale=0, minimum=2, groups=4, low=16, high=None),
+    Form.Q5_K: Places(scale=0, minimum=2, groups=4, low=48, high=16),
+    Form.Q6_K: Places(scale=208, minimum=None, groups=192, low=0, high=128),
 }
 
 
-class SuperBlockRow(Row):
+class SuperBlockRow(BlockRow):
     """A row of such blocks. The group that it is asked for is a whole block."""
-
-    def __init__(
-        self,
-        b: ir.IRBuilder,
-        lanes: int,
-        form: Form,
-        start: ir.Value,
-        groups: ir.Value,
-        row: ir.Value,
-    ) -> None:
-        self._lanes, self._form, self._places = lanes, form, PLACES[form]
-        self._bytes = integer(self._places.size)
-        self._start = b.gep(start, [b.mul(row, b.mul(groups, self._bytes))])
 
     def open(self, b: ir.IRBuilder, group: ir.Value) -> None:
         self._block = b.gep(self._start, [b.mul(group, self._bytes)])
         self._loaded: dict[int, ir.Value] = {}
+        self._places = PLACES[self._form]
         self._shared: dict[int, tuple[ir.Value, ir.Value | None]] = {}
-        for line in range(0, self._places.size, LINE_BYTES):
+        for line in range(0, BLOCK_BYTES[self._form], LINE_BYTES):
             prefetch(b, b.gep(self._block, [integer(line)]), AHEAD_BYTES)
         self._scale = self._half(b, self._places.scale)
         self._minimum = None

@@ -31,7 +31,15 @@ from runtime.compute.vector_code import (
 # the processor's own guess ends with each short row. 11 GB/s instead of 6 on one core.
 AHEAD_BYTES = 2048
 
-BLOCK_BYTES: Final = {Form.Q8_0: 34, Form.Q5_0: 22, Form.Q4_0: 18, Form.BF16: 64}
+BLOCK_BYTES: Final = {
+    Form.Q8_0: 34,
+    Form.Q5_0: 22,
+    Form.Q4_0: 18,
+    Form.BF16: 64,
+    Form.Q4_K: 144,
+    Form.Q5_K: 176,
+    Form.Q6_K: 210,
+}
 
 
 class Row(ABC):
