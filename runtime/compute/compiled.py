@@ -8,11 +8,10 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any, Final
 
-from runtime.compute.team import team
+from runtime.compute.team import HEADER_WORDS, team
 
 # A loop over fewer weights or numbers (some 10 us) is done before a helper has seen it.
 MIN_SHARED_COST: Final = 1 << 17
-_HEADER: Final = 4  # words of a job before the kernel's own
 _WORD_BYTES: Final = 8
 
 
@@ -38,12 +37,12 @@ class Loop:
 
         Arguments are integers, addresses, or what `bits` makes of a float.
         """
-        job = (ctypes.c_int64 * (_HEADER + len(arguments)))(0, 0, 0, 0, *arguments)
+        job = (ctypes.c_int64 * (HEADER_WORDS + len(arguments)))(*(0,) * HEADER_WORDS, *arguments)
         if cost >= MIN_SHARED_COST:
             helpers = team()
             if helpers is not None and helpers.run(self._address, rows, job, cost):
                 return
-        self._call(ctypes.addressof(job) + _HEADER * _WORD_BYTES, 0, rows)
+        self._call(ctypes.addressof(job) + HEADER_WORDS * _WORD_BYTES, 0, rows)
 
 
 def bits(value: float) -> int:

