@@ -90,7 +90,7 @@ def candidates(question: Question, move: Move | None) -> list[Candidate]:
 def running_candidate(question: Question, stages: tuple[Stage, ...]) -> Candidate | None:
     """The stages of the running plan as they are, or None when they cannot go on."""
     present = {device.device for device in question.cluster.devices}
-    if any(stage.device not in present for stage in stages):
+    if any(stage.lead not in present for stage in stages):
         return None
     for capacity in question.steps:
         placed = _placed(question, stages, capacity, None)
@@ -103,7 +103,7 @@ def _placed(
     question: Question, stages: tuple[Stage, ...], capacity: Capacity, move: Move | None
 ) -> Candidate:
     return Candidate(
-        devices=tuple(stage.device for stage in stages),
+        devices=tuple(stage.lead for stage in stages),
         stages=stages,
         capacity=capacity,
         prediction=predict(stages, question.cluster, question.model, capacity),

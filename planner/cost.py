@@ -40,7 +40,7 @@ def predict(
     EdgeShard's latency objective, with the prompt and the answer weighed as one request.
     """
     devices = profiles(cluster)
-    missing = [stage.device for stage in stages if stage.device not in devices]
+    missing = [stage.lead for stage in stages if stage.lead not in devices]
     if missing:
         raise PlanError(f"expected devices of the cluster; {missing[0].short} is none of them")
     hops = len(stages) - 1
@@ -50,7 +50,7 @@ def predict(
         decode_s=_step_s(stages, cluster, model, 1),
         wire_bytes_per_token=hops * hidden_bytes(model, 1) + back_bytes,
         memory_bytes=tuple(
-            (stage.device, stage_bytes(devices[stage.device], model, stage.layers, capacity))
+            (stage.lead, stage_bytes(devices[stage.lead], model, stage.layers, capacity))
             for stage in stages
         ),
     )
@@ -109,7 +109,7 @@ def network_s(
     if len(stages) == 1:
         return 0.0
     links = links_of(cluster)
-    path = [stage.device for stage in stages]
+    path = [stage.lead for stage in stages]
     size_bytes = hidden_bytes(model, tokens)
     forward_s = sum(
         hop_s(links, source, target, size_bytes)
@@ -150,7 +150,7 @@ def profiles(cluster: Cluster) -> dict[PeerId, DeviceProfile]:
 
 def _step_s(stages: tuple[Stage, ...], cluster: Cluster, model: ModelProfile, tokens: int) -> float:
     devices = profiles(cluster)
-    busy_s = sum(compute_s(devices[stage.device], model, stage.layers, tokens) for stage in stages)
+    busy_s = sum(compute_s(devices[stage.lead], model, stage.layers, tokens) for stage in stages)
     return busy_s + network_s(stages, cluster, model, tokens)
 
 

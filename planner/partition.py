@@ -165,7 +165,7 @@ def _stages(devices: list[DeviceProfile], sums: _Sums) -> Placements:
             stages = tuple(
                 Stage(Span(i, j), (Share(devices[device].device),)) for device, i, j in cuts
             )
-            found[frozenset(stage.device for stage in stages)] = stages
+            found[frozenset(stage.lead for stage in stages)] = stages
     return found
 
 

@@ -31,13 +31,36 @@ class Span:
         return f"{self.first}..{self.last - 1}" if len(self) else "none"
 
 
+class Split(StrEnum):
+    """How the devices of a stage share a pass of many tokens."""
+
+    WHOLE = "whole"  # one device computes all of it
+    HYBRID = "hybrid"  # heads and columns are cut, and between them each has its rows (Galaxy)
+    TENSOR = "tensor"  # heads and columns are cut, all have all rows in between (Megatron)
+    SEQUENCE = "sequence"  # rows are cut; all have all weights, and exchange keys and values
+
+
+class Wire(StrEnum):
+    """As what numbers travel inside a stage."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"  # with a scale for each row
+
+
+ROW_UNITS = 1 << 10  # what the spans of `Share.rows` add up to, however many tokens a pass has
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One device's part of a stage. A field that is None is not cut: the device has all of it."""
+    """One device's part of a stage. A field that is None is not cut: the device has all of it.
+
+    `rows` says which part of a pass's tokens, in units of 1 / ROW_UNITS.
+    """
 
     device: PeerId
-    heads: Span | None = None
-    columns: Span | None = None
+    heads: Span | None = None  # query heads; the KV heads that they need come with them
+    columns: Span | None = None  # of the MLP
     vocab: Span | None = None
     rows: Span | None = None
     samples: Span | None = None
@@ -45,16 +68,21 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A run of layers and the devices that hold it together."""
+    """A run of layers and the devices that hold it together.
+
+    A pass is cut into `tiles` runs of rows, of which one can travel while the next is computed.
+    """
 
     layers: Span
     shares: tuple[Share, ...]
+    split: Split = Split.WHOLE
+    tiles: int = 1
+    wire: Wire = Wire.FP32
 
     @property
-    def device(self) -> PeerId:
-        """The device of a stage that is not shared."""
-        (share,) = self.shares
-        return share.device
+    def lead(self) -> PeerId:
+        """The device that takes steps in, says who computes what, and sends on what comes out."""
+        return self.shares[0].device
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +116,13 @@ class Plan:
     capacity: Capacity
     reason: str
     predicted: Prediction
+    head: tuple[Share, ...] = ()  # who holds which rows of the vocabulary; empty: the last lead all
 
     @property
     def devices(self) -> tuple[PeerId, ...]:
         """Every device with a share, each once, in the order of the stages."""
-        return tuple(dict.fromkeys(s.device for stage in self.stages for s in stage.shares))
+        shares = [*(share for stage in self.stages for share in stage.shares), *self.head]
+        return tuple(dict.fromkeys(share.device for share in shares))
 
     def layers_of(self, device: PeerId) -> Span | None:
         """The layers `device` computes in this plan, or None if it has no share."""

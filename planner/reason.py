@@ -120,10 +120,10 @@ def does_not_fit_text(question: Question, absent: Mapping[PeerId, str]) -> str:
         key=lambda stages: (
             sum(shortages(stages, cluster, model, question.floor).values()),
             len(stages),
-            sorted(stage.device for stage in stages),
+            sorted(stage.lead for stage in stages),
         ),
     )
-    names = names_text(cluster, (stage.device for stage in nearest))
+    names = names_text(cluster, (stage.lead for stage in nearest))
     return (
         f"{model.name} does not fit: even for {conversations_text(question.floor)} on {names} it "
         f"{shortage_text(nearest, cluster, model, question.floor)}. Give more with --memory, add "

@@ -55,7 +55,7 @@ def firm(tenant: Tenant) -> Tenant:
 def with_room(plan: Plan, model: ModelProfile, room: Capacity) -> Plan:
     """The same plan with another room; its stages do not change."""
     less = {
-        stage.device: held_bytes(model, stage.layers, plan.capacity)
+        stage.lead: held_bytes(model, stage.layers, plan.capacity)
         - held_bytes(model, stage.layers, room)
         for stage in plan.stages
     }
@@ -68,7 +68,7 @@ def beside(cluster: Cluster, tenants: Iterable[Tenant]) -> Cluster:
     taken: Counter[PeerId] = Counter()
     for tenant in tenants:
         for stage in tenant.plan.stages:
-            taken[stage.device] += held_bytes(tenant.model, stage.layers, tenant.plan.capacity)
+            taken[stage.lead] += held_bytes(tenant.model, stage.layers, tenant.plan.capacity)
     devices = tuple(
         replace(one, memory_bytes=max(0, one.memory_bytes - taken[one.device]))
         for one in cluster.devices

@@ -68,7 +68,7 @@ def shortage_text(
     """Such as "needs 1.28 GB, the 3 allow 1.2 GB: short by 80 MB on laptop"."""
     devices = profiles(cluster)
     needed = sum(size for _, size in predict(stages, cluster, model, capacity).memory_bytes)
-    allowed = sum(devices[stage.device].memory_bytes for stage in stages)
+    allowed = sum(devices[stage.lead].memory_bytes for stage in stages)
     count = f"the {len(stages)} allow" if len(stages) > 1 else "it allows"
     short = lacking_text(shortages(stages, cluster, model, capacity), cluster)
     text = f"needs {size_text(needed)}, {count} {size_text(allowed)}: short by {short}"

@@ -74,11 +74,11 @@ class Post:
     def upstream(self, opened: OpenSession, kind: Kind) -> PeerId:
         """Who sends frames of a kind here: the session's owner, or the stage before."""
         is_first = self.index == self._first(kind)
-        return opened.owner if is_first else self.plan.stages[self.index - 1].device
+        return opened.owner if is_first else self.plan.stages[self.index - 1].lead
 
     def downstream(self, opened: OpenSession) -> PeerId:
         """Who gets what this stage computes: the next stage, or the session's owner."""
-        return opened.owner if self.is_last else self.plan.stages[self.index + 1].device
+        return opened.owner if self.is_last else self.plan.stages[self.index + 1].lead
 
     def outgoing(self, kind: Kind, out: Tensor | None) -> tuple[Kind, DType]:
         """As what the outcome of a step of `kind` leaves here."""

@@ -115,7 +115,7 @@ class Steps:
             tile_rows=rows.shape[0],
             width=rows.shape[1],
         )
-        self._outbox.post(plan.stages[stage].device, header, rows)
+        self._outbox.post(plan.stages[stage].lead, header, rows)
         return answer
 
     def on_frame(self, peer: PeerId, frame: TensorFrame) -> bool:
@@ -130,7 +130,7 @@ class Steps:
         step = self._under_way.get((header.plan, header.session, header.position))
         if step is None or step.answer.done():
             return False
-        if peer != step.plan.stages[-1].device:
+        if peer != step.plan.stages[-1].lead:
             raise ProtocolError(f"{peer.short} chooses no tokens in this plan")
         try:
             step.answer.set_result(_read(frame, step.vector_width))

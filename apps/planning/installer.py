@@ -179,7 +179,7 @@ class Installer:
             f"{plan.model_name}: plan of epoch {plan.epoch} in force: {plan.reason}",
             model=plan.model_name,
             devices=[str(device) for device in plan.devices],
-            stages=[[str(s.device), s.layers.first, s.layers.last] for s in plan.stages],
+            stages=[[str(s.lead), s.layers.first, s.layers.last] for s in plan.stages],
         )
         self._switched.set()
         self._switched = asyncio.Event()

@@ -32,7 +32,7 @@ def _candidate(
         "devices": [str(device) for device in candidate.devices],
         "names": [names.get(device, device.short) for device in candidate.devices],
         "stages": [
-            {"layers": [stage.layers.first, stage.layers.last], "device": str(stage.device)}
+            {"layers": [stage.layers.first, stage.layers.last], "device": str(stage.lead)}
             for stage in candidate.stages
         ],
         "capacity": {"sessions": room.sessions, "context": room.context} if room else None,

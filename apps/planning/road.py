@@ -78,7 +78,7 @@ class MeshRoad:
         """The first refusal, and then every place taken so far is given back; what all hold."""
         held = []
         for stage in plan.stages:
-            reply = await self._open_on(stage.device, request)
+            reply = await self._open_on(stage.lead, request)
             if reply.outcome is not Outcome.OK:
                 await self.close(plan, request.session, b"")
                 return reply, 0
@@ -89,7 +89,7 @@ class MeshRoad:
         body = to_plain(CloseSession(session, prefix))
         for stage in plan.stages:
             with suppress(LinkError):  # a device that is gone has closed everything
-                await self._node.notify(stage.device, CLOSE_SESSION, body)
+                await self._node.notify(stage.lead, CLOSE_SESSION, body)
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         self._paused_s = asyncio.get_running_loop().time()

@@ -51,7 +51,7 @@ def planned(checkpoint: Checkpoint, counter: int, cuts: tuple[int, ...] = (), **
     plan = make_plan(checkpoint, cuts, counter, **how)
     profile = checkpoint.profile()
     memory = tuple(
-        (stage.device, held_bytes(profile, stage.layers, plan.capacity)) for stage in plan.stages
+        (stage.lead, held_bytes(profile, stage.layers, plan.capacity)) for stage in plan.stages
     )
     return replace(plan, predicted=Prediction(0.0, 0.0, 0, memory))
 

@@ -86,11 +86,11 @@ def moves(draw: st.DrawFn, home: Cluster, of: ModelProfile) -> Move | None:
 
 
 def device_of(stage: Stage, home: Cluster) -> DeviceProfile:
-    return next((one for one in home.devices if one.device == stage.device), device(9))
+    return next((one for one in home.devices if one.device == stage.lead), device(9))
 
 
 def subset_of(stages: tuple[Stage, ...]) -> Subset:
-    return frozenset(stage.device for stage in stages)
+    return frozenset(stage.lead for stage in stages)
 
 
 @settings(max_examples=150, deadline=None)
@@ -142,7 +142,7 @@ def test_every_layer_is_covered_once_and_in_order(home: Cluster, of: ModelProfil
         covered = [index for stage in stages for index in range(*bounds(stage))]
         assert covered == list(range(len(of.layers)))
         assert all(len(stage.layers) > 0 for stage in stages)
-        assert len({stage.device for stage in stages}) == len(stages)
+        assert len({stage.lead for stage in stages}) == len(stages)
 
 
 def bounds(stage: Stage) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def test_memory_forces_the_cut() -> None:
 def test_the_head_goes_where_it_is_fast() -> None:
     devices = [device(0, head_s=1e-3), device(1, head_s=1.0)]
     stages = fastest_placements(lan(*devices), model(), ONE)[frozenset({peer(0), peer(1)})]
-    assert stages[-1].device == peer(0)
+    assert stages[-1].lead == peer(0)
 
 
 def test_the_order_follows_the_fast_links() -> None:
@@ -187,7 +187,7 @@ def test_the_order_follows_the_fast_links() -> None:
     )
     home = Cluster(devices, links)
     stages = fastest_placements(home, model(), ONE)[frozenset(peer(n) for n in range(3))]
-    path = [int(stage.device[:4], 16) for stage in stages]
+    path = [int(stage.lead[:4], 16) for stage in stages]
     assert path in ([0, 2, 1], [2, 1, 0], [1, 0, 2])
 
 

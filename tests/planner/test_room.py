@@ -263,7 +263,7 @@ def taken(plans: list[tuple[Plan, ModelProfile]]) -> Counter[PeerId]:
     found: Counter[PeerId] = Counter()
     for one, of in plans:
         for stage in one.stages:
-            found[stage.device] += held_bytes(of, stage.layers, one.capacity)
+            found[stage.lead] += held_bytes(of, stage.layers, one.capacity)
     return Counter({who: size + SCRATCH for who, size in found.items()})
 
 

@@ -225,9 +225,9 @@ class Room:
         self._owners[request.session] = request.owner
         held: list[int] = []
         for stage in plan.stages:
-            if stage.device not in self.devices:
+            if stage.lead not in self.devices:
                 raise LinkClosed("gone")
-            held.append(self.devices[stage.device].pipeline.open(request))
+            held.append(self.devices[stage.lead].pipeline.open(request))
         return min(held)
 
     async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
