@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from mesh.errors import MeshError
+from mesh.codec import from_plain
+from mesh.errors import MeshError, ProtocolError
 from mesh.ids import PeerId
+from mesh.membership import Member
 from mesh.node import Node
 
 T = TypeVar("T")
@@ -39,6 +42,24 @@ async def hear_all(
         if isinstance(answer, BaseException) and not isinstance(answer, MeshError):
             raise answer
     return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def hear_members(
+    node: Node, topic: str, kind: Any, timeout_s: float
+) -> list[tuple[Member, Any]]:
+    """All who are here with their answers, values of `kind`; this device first, then by name.
+    Those who do not answer in time, or as another version of this software would, are left out.
+    """
+    view = node.view
+    members = sorted(view.alive, key=lambda one: (one.peer != view.me, one.name))
+    bodies = await asyncio.gather(
+        *(hear_all(node, [one.peer], topic, None, timeout_s) for one in members)
+    )
+    answers = []
+    for member, heard in zip(members, bodies, strict=True):
+        with suppress(ProtocolError):
+            answers += [(member, from_plain(kind, body)) for body in heard]
+    return answers
 
 
 async def unless(happens: asyncio.Event, work: Coroutine[Any, Any, T], otherwise: MeshError) -> T:

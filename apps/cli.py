@@ -16,6 +16,7 @@ from mesh.config import FolderLock, StateFolder
 from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
 from mesh.limits import MAX_SESSIONS
+from planner.plan import Wire
 from runtime.compute.precision import Precision
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -63,6 +64,12 @@ def up(
     precision: Annotated[
         Precision, typer.Option(help="How weights are held in memory.")
     ] = Precision.AUTO,
+    wire: Annotated[
+        Wire, typer.Option(help="The narrowest type that numbers may travel as between devices.")
+    ] = Wire.FP32,
+    device: Annotated[
+        str, typer.Option(help="What computes: cpu, cuda, cuda:1 or mps; auto is the best here.")
+    ] = "auto",
     interface: Annotated[
         list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
     ] = None,
@@ -88,6 +95,8 @@ def up(
         sessions=sessions,
         context=context,
         precision=precision,
+        wire=wire,
+        device=device,
         interfaces=tuple(interface or ()),
         peers=tuple(Address.parse(text) for text in peer or ()),
         port=port,
@@ -163,8 +172,23 @@ def leave(home: Home = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(home: Home = None, as_json: AsJson = False) -> None:
+def status(
+    watched: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="What each device does in a pass, predicted and measured; until Ctrl-C."
+        ),
+    ] = False,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
     """Who is here, who leads, and what runs where."""
+    if watched:
+        port = find_daemon(StateFolder.open(home))
+        from apps.watch import watch
+
+        awaited(watch(port, out, as_json=as_json))
+        return
     body = ask(home, lambda client: client.get("/potluck/status"))
     if as_json:
         print_json(body)
@@ -175,12 +199,24 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="A name or the path of a GGUF file.")],
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the plan as a picture, too: who holds what, and when.")
+    ] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Every way to run a model on the devices that are here, with what each would cost, and why."""
+    if png is not None:
+        from apps.draw.picture import check_picture
+
+        check_picture(png)  # before anybody measures for it
     with show.waiting(err, "measuring devices and links", quiet=as_json):
         body = ask(home, lambda client: client.get("/potluck/plan", model=_model(model)))
+    if png is not None:
+        from apps.draw.picture import save_picture
+        from apps.draw.sheet import sheet_of
+
+        save_picture(sheet_of(body), png)
     if as_json:
         print_json(body)
     else:

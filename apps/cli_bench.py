@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,36 @@ def engine(
         report = measured.run(
             path, runs, lambda text: None if as_json else err.print(f"[dim]{text}")
         )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        show_report(out, report)
+
+
+@bench.command()
+def inference(
+    environments: Annotated[
+        str | None, typer.Option(help="Homes such as 4x0.25@125,0.5+0.125@125; all otherwise.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Such as bert-large,distilbert; all otherwise.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two homes and one model.")] = False,
+    runs: Runs = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Several devices against one, and against other ways to share, in emulated homes (root)."""
+    from apps.bench import inference as measured
+    from apps.bench.report import show as show_report
+
+    asked = measured.Asked(runs=runs)
+    if quick:
+        asked = measured.quick(asked)
+    if environments is not None:
+        asked = replace(asked, environments=tuple(environments.split(",")))
+    if models is not None:
+        asked = replace(asked, models=tuple(models.split(",")))
+    report = measured.run(asked, lambda text: err.print(f"[dim]{text}"))
     if as_json:
         print_json(report.as_dict())
     else:

@@ -40,8 +40,9 @@ from mesh.net.server import WebsocketServer
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.state_store import FileStore
-from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
+from mesh.tensor_frame import FrameHeader, TensorFrame
 from mesh.trust import MeshSecret, MeshTrust
+from runtime.compute.torch_device import choose, free_bytes
 from runtime.holdings import Holdings
 from runtime.outbox import Outbox
 from runtime.pipeline import Pipeline
@@ -68,6 +69,7 @@ class Daemon:
 
         identity = Identity.load(folder)
         self._trust = MeshTrust(identity, secret)
+        self.torch_device = choose(settings.device)
         self._interfaces = choose_interfaces(settings.interfaces or None)
         if not self._interfaces.chosen:
             skipped = "; ".join(f"{one.name}: {one.reason}" for one in self._interfaces.skipped)
@@ -84,7 +86,11 @@ class Daemon:
             rng=random.Random(),  # noqa: S311 - spreads retries and elections; no secret
         )
         self._links = TensorLinks(
-            self._server, dialer, on_frame=self._on_frame, admit=self._is_member
+            self._server,
+            dialer,
+            on_frame=self._on_frame,
+            on_sent=lambda header, seconds: self._pipeline.meter.sent(header, seconds),
+            admit=self._is_member,
         )
         self._peer_links = PeerLinks(self.node, self._links)
         self._compose()
@@ -96,12 +102,12 @@ class Daemon:
 
     def _compose(self) -> None:
         """The runtime and the leader's loop, on top of the node."""
-        settings, memory_bytes = self.settings, self._memory_bytes()
+        settings = self.settings
         self._worker = Worker(settings.threads)
         self._outbox = Outbox(self.node.view.me, self._links, self._on_frame, self._on_lost)
         self._steps = Steps(self._outbox)
         self._pipeline = Pipeline(self._worker, self._outbox, self._report_failure)
-        self._holdings = Holdings(self._worker, memory_bytes)
+        self._holdings = Holdings(self._worker, self._memory_bytes(), self.torch_device)
         folder = self.folder.path / "models"
         self._models = Models(self.node, self._dialer, folder, self.timeline, settings.precision)
         self._library = self._models.library
@@ -125,7 +131,7 @@ class Daemon:
             folder=self.folder.path / "profiles",
             name=settings.name,
             threads=settings.threads,
-            memory_bytes=memory_bytes,
+            holdings=self._holdings,
         )
         self._use = ModelUse(self._installer, self._holdings, self._models.fetcher)
         MemberRole(
@@ -242,7 +248,7 @@ class Daemon:
         if header.kind.from_owner:
             failure = StepFailed(header.plan, header.session, reason, lost=True)
             self._steps.on_step_failed(failure)
-        elif header.kind in (Kind.HIDDEN, Kind.ENCODED):
+        elif not header.kind.to_owner:
             self._pipeline.on_lost(header, reason)
 
     def _report_failure(self, owner: PeerId, failure: StepFailed) -> None:
@@ -291,7 +297,7 @@ class Daemon:
 
     def _memory_bytes(self) -> int:
         asked = self.settings.memory_bytes
-        return usable_memory_bytes() if asked is None else asked
+        return usable_memory_bytes(free_bytes(self.torch_device)) if asked is None else asked
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         assert self._tasks is not None

@@ -61,6 +61,7 @@ class Device:
         command: tuple[str, ...] = (
             *(*self.launcher, sys.executable, "-m", "apps.cli", "up", "--json"),
             *("--name", self.name, "--home", str(self.home), "--interface", self.interface),
+            *("--device", "cpu"),  # an accelerator of this machine is not to be shared by several
             *self.options,
         )
         self._process = await asyncio.create_subprocess_exec(

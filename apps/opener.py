@@ -78,7 +78,8 @@ class Opener:
         context = min(self._settings.context, profile.context)
         if checkpoint.purpose is Purpose.SPEECH_TO_TEXT:
             context = profile.context  # a few hundred tokens, and what is said needs them
-        wish = Wish(reference, profile, Capacity(self._settings.sessions, context))
+        room = Capacity(self._settings.sessions, context)
+        wish = Wish(reference, profile, room, self._settings.wire)
         road = MeshRoad(self._node, self._installer, self._timeline, wish)
         return Opened(reference, checkpoint, wish, road, self._node.view.me, self._steps)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mesh.errors import ConfigError
 from mesh.ids import Address
+from planner.plan import Wire
 from runtime.compute.precision import Precision
 
 DEFAULT_PORT = 8478  # where devices meet
@@ -26,7 +27,7 @@ class Settings:
     home: Path  # the state folder: key, mesh secret, epochs, profiles
     name: str = field(default_factory=platform.node)
     model: str | None = None  # planned as soon as the mesh stands, instead of at the first request
-    memory_bytes: int | None = None  # for weights and caches; None takes MEMORY_SHARE of free RAM
+    memory_bytes: int | None = None  # for weights and caches; None: MEMORY_SHARE of what is free
     sessions: int = 4  # conversations at once; each costs cache memory on every stage
     context: int = 8192  # tokens a conversation; the model's own maximum caps it
     interfaces: tuple[str, ...] = ()  # names; none means every physical one
@@ -34,6 +35,8 @@ class Settings:
     port: int = DEFAULT_PORT  # 0 takes any free one
     api_port: int = DEFAULT_API_PORT  # on loopback only; 0 takes any free one
     precision: Precision = Precision.AUTO  # of the weights of models that are asked for here
+    wire: Wire = Wire.FP32  # the narrowest type that their numbers may travel as
+    device: str = "auto"  # torch's name of what computes: cpu, cuda, cuda:1, mps; auto: the best
     threads: int = field(default_factory=lambda: default_threads())
 
 
@@ -56,8 +59,12 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def usable_memory_bytes() -> int:
-    """MEMORY_SHARE of the memory that is free now (of all memory where that is not told)."""
+def usable_memory_bytes(own_free_bytes: int | None = None) -> int:
+    """MEMORY_SHARE of the memory that is free now (of all memory where that is not told), or of
+    what the torch device has free in a memory of its own.
+    """
+    if own_free_bytes is not None:
+        return int(own_free_bytes * MEMORY_SHARE)
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apps.draw.sheet import sheet_of
+from apps.draw.terminal import draw
+
 __all__ = ["escape", "joined", "layers_text", "loaded", "models", "plan", "status", "waiting"]
 
 HEALTH_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
@@ -115,7 +118,7 @@ def _ago_text(seconds: float) -> str:
 
 
 def plan(out: Console, body: dict[str, Any]) -> None:
-    """Every candidate, the chosen one first, then why it was chosen."""
+    """Every candidate, the chosen one first, then why it was chosen, and how it goes."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("devices and layers", "prefill", "a token", "on the wire", "memory", "room"):
         table.add_column(column)
@@ -124,7 +127,10 @@ def plan(out: Console, body: dict[str, Any]) -> None:
     out.print(table)
     if body["not_shown"]:
         out.print(f"[dim]and {body['not_shown']} more[/]")
-    out.print(f"\n{escape(body['chosen']['reason'])}")
+    out.print(f"\n{escape(body['chosen']['reason'])}\n")
+    plain = not out.encoding.startswith("utf")
+    for line in draw(sheet_of(body), out.width, plain=plain):
+        out.print(line)
 
 
 def models(out: Console, body: dict[str, Any]) -> None:
@@ -193,12 +199,8 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     predicted, room = candidate["predicted"], candidate["capacity"]
     if predicted is None:
         return (f"{escape(', '.join(candidate['names']))}: {escape(candidate['reason'])}",)
-    who = " > ".join(
-        f"{escape(name)} {layers_text(stage['layers'])}"
-        for name, stage in zip(candidate["names"], candidate["stages"], strict=True)
-    )
     return (
-        who,
+        escape(candidate["shape"]),
         f"{predicted['prefill_ms']:.0f} ms",
         f"{predicted['decode_ms']:.1f} ms",
         f"{predicted['wire_bytes_per_token'] / 1e3:.1f} kB",

@@ -120,6 +120,7 @@ def _facts(daemon: Daemon) -> dict[str, object]:
         "at_s": asyncio.get_running_loop().time(),
         "id": str(daemon.node.view.me),
         "name": daemon.settings.name,
+        "device": str(daemon.torch_device),
         "api_port": daemon.api_port,
         "addresses": [str(address) for address in daemon.addresses],
     }
@@ -127,7 +128,10 @@ def _facts(daemon: Daemon) -> dict[str, object]:
 
 def _greet(out: Console, daemon: Daemon, secret: MeshSecret, *, is_new: bool) -> None:
     where = ", ".join(str(address) for address in daemon.addresses)
-    out.print(f"[bold]{escape(daemon.settings.name)}[/] is up at {where}")
+    out.print(
+        f"[bold]{escape(daemon.settings.name)}[/] is up at {where}, computing on "
+        f"{daemon.torch_device}"
+    )
     if is_new:
         out.print("This device has made a new mesh. To let another device in, type there:\n")
         out.print(f"  [bold]potluck join {secret.join_code}[/]")

@@ -37,6 +37,11 @@ class Kind(IntEnum):
     SOURCE = 5  # [rows, 1] int32 or [rows, bands] float32, owner to first stage: what to encode
     ENCODED = 6  # [rows, hidden], stage to stage: a source on its way through the encoder
     VECTOR = 7  # [1, width] float32, last stage to owner: what an encoder says of a source
+    HEAD_ASK = 8  # [n, 1..4096] uint8, last stage to a share of the vocabulary: what to tell
+    HEAD_TELL = 9  # [n, 1..4096] uint8, the answer: the best candidates among its rows
+    ORDER = 10  # [n, 256] uint8, lead of a stage to the others: what to compute together
+    PIECE = 11  # [rows, width], between the devices of a stage
+    GIVEN_UP = 12  # [1, n] uint8, between the devices of a stage: a turn is over, and why
 
     @property
     def is_source(self) -> bool:
@@ -47,6 +52,20 @@ class Kind(IntEnum):
     def from_owner(self) -> bool:
         """Whether a step begins with it."""
         return self in (Kind.TOKENS, Kind.SOURCE)
+
+    @property
+    def in_stage(self) -> bool:
+        """Whether it stays between the devices of a stage. Its `session` is the number of the turn,
+        and `position` the number of the piece.
+        """
+        return self in (Kind.ORDER, Kind.PIECE, Kind.GIVEN_UP)
+
+    @property
+    def of_head(self) -> bool:
+        """Whether it is between the last stage and the shares of the vocabulary. Its `session` is
+        the number of the question.
+        """
+        return self in (Kind.HEAD_ASK, Kind.HEAD_TELL)
 
     @property
     def to_owner(self) -> bool:

@@ -1,4 +1,4 @@
-"""Candidates: for every set of devices the best it can do, or why it cannot."""
+"""Candidates: what sets of devices can do at best, in each allowed way, or why they cannot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from itertools import combinations
 from math import inf
 
 from mesh.ids import PeerId
+from planner.allowed import PIPELINES, Allowed
 from planner.cost import fits, objective_s, predict
 from planner.partition import Placements, Subset, fastest_placements, nearest_placements
-from planner.plan import Capacity, Prediction, Stage
+from planner.plan import Capacity, Prediction, Share, Stage
 from planner.profile import Cluster, ModelProfile
 from planner.replan import Move, moved_bytes
+from planner.request import Request
 from planner.words import shortage_text
 
 MIN_CONTEXT = 2048  # tokens: a page in and a page out; less is no conversation
@@ -19,7 +21,7 @@ MIN_CONTEXT = 2048  # tokens: a page in and a page out; less is no conversation
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One set of devices. Refused if `prediction` is None; then there are no stages either."""
+    """A set of devices in one way. Refused if `prediction` is None; then there are no stages."""
 
     devices: tuple[PeerId, ...]  # in the order of the stages; of a refused one by id
     stages: tuple[Stage, ...]
@@ -27,11 +29,9 @@ class Candidate:
     prediction: Prediction | None
     moved_bytes: int  # to load, because the running plan does not hold them where they go
     reason: str  # why it is chosen, not chosen, or refused
-
-    @property
-    def objective_s(self) -> float:
-        """Seconds for the request that plans are compared by; infinite when refused."""
-        return inf if self.prediction is None else objective_s(self.prediction)
+    head: tuple[Share, ...] = ()  # as in a plan
+    # Seconds for the request that plans are compared by; infinite when refused.
+    objective_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Question:
     cluster: Cluster
     model: ModelProfile
     steps: tuple[Capacity, ...]  # the wanted capacity, then less and less
+    request: Request = Request()
+    allowed: Allowed = PIPELINES
 
     @property
     def wanted(self) -> Capacity:
@@ -65,7 +67,7 @@ def capacity_steps(wanted: Capacity, model: ModelProfile) -> tuple[Capacity, ...
     return tuple(steps)
 
 
-def candidates(question: Question, move: Move | None) -> list[Candidate]:
+def pipelines(question: Question, move: Move | None) -> list[Candidate]:
     """One for every set of devices, each at the largest capacity that it holds."""
     ids = sorted(device.device for device in question.cluster.devices)
     subsets = [
@@ -75,9 +77,11 @@ def candidates(question: Question, move: Move | None) -> list[Candidate]:
     for capacity in question.steps:
         if len(held) == len(subsets):
             break
-        found = fastest_placements(question.cluster, question.model, capacity, move)
+        found = fastest_placements(
+            question.cluster, question.model, capacity, move, question.request
+        )
         for subset in found.keys() - held.keys():
-            held[subset] = _placed(question, found[subset], capacity, move)
+            held[subset] = placed(question, found[subset], capacity, move)
     nearest: Placements = {}
     if len(held) < len(subsets):
         nearest = nearest_placements(question.cluster, question.model, question.floor)
@@ -87,28 +91,40 @@ def candidates(question: Question, move: Move | None) -> list[Candidate]:
     ]
 
 
-def running_candidate(question: Question, stages: tuple[Stage, ...]) -> Candidate | None:
-    """The stages of the running plan as they are, or None when they cannot go on."""
+def running_candidate(
+    question: Question, stages: tuple[Stage, ...], head: tuple[Share, ...] = ()
+) -> Candidate | None:
+    """The running plan as it is, or None when it cannot go on."""
     present = {device.device for device in question.cluster.devices}
-    if any(stage.lead not in present for stage in stages):
+    shares = [*(share for stage in stages for share in stage.shares), *head]
+    if any(share.device not in present for share in shares):
         return None
     for capacity in question.steps:
-        placed = _placed(question, stages, capacity, None)
-        if placed.prediction and fits(placed.prediction, question.cluster):
-            return placed
+        found = placed(question, stages, capacity, None, head)
+        if found.prediction and fits(found.prediction, question.cluster):
+            return found
     return None
 
 
-def _placed(
-    question: Question, stages: tuple[Stage, ...], capacity: Capacity, move: Move | None
+def placed(
+    question: Question,
+    stages: tuple[Stage, ...],
+    capacity: Capacity,
+    move: Move | None,
+    head: tuple[Share, ...] = (),
 ) -> Candidate:
+    """These stages as a candidate, whether or not they fit."""
+    shares = [*(share for stage in stages for share in stage.shares), *head]
+    prediction = predict(stages, question.cluster, question.model, capacity, head, question.request)
     return Candidate(
-        devices=tuple(stage.lead for stage in stages),
+        devices=tuple(dict.fromkeys(share.device for share in shares)),
         stages=stages,
         capacity=capacity,
-        prediction=predict(stages, question.cluster, question.model, capacity),
-        moved_bytes=moved_bytes(move.old, stages, question.model) if move else 0,
+        prediction=prediction,
+        moved_bytes=moved_bytes(move.old, stages, question.model, head) if move else 0,
         reason="",
+        head=head,
+        objective_s=objective_s(prediction, question.request),
     )
 
 
@@ -120,4 +136,8 @@ def _refused(question: Question, subset: Subset, nearest: Placements) -> Candida
         reason = f"{layers} layers cannot be cut over {len(subset)} devices"
     else:
         reason = "no chain of measured links joins them"
-    return Candidate(tuple(sorted(subset)), (), None, None, 0, reason)
+    return refused(tuple(sorted(subset)), reason)
+
+
+def refused(devices: tuple[PeerId, ...], reason: str) -> Candidate:
+    return Candidate(devices, (), None, None, 0, reason)

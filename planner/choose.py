@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import inf
 
 from mesh.errors import DoesNotFit, PlanError
 from mesh.ids import Epoch, PeerId, PlanId
-from planner.candidate import (
-    Candidate,
-    Question,
-    candidates,
-    capacity_steps,
-    running_candidate,
-)
-from planner.plan import Capacity, Job, Plan
+from planner.allowed import PIPELINES, Allowed
+from planner.candidate import Candidate, Question, capacity_steps, refused, running_candidate
+from planner.plan import Capacity, Job, Plan, Split
 from planner.profile import Cluster, DeviceProfile, ModelProfile
 from planner.reason import (
     does_not_fit_text,
@@ -29,6 +24,9 @@ from planner.reason import (
     why_switched,
 )
 from planner.replan import LOAD_BYTES_PER_S, REPAY_REQUESTS, SWITCH_GAIN, Move
+from planner.request import Request, request_of
+from planner.search import candidates
+from planner.sound import is_sound, sound_model
 
 __all__ = ["MAX_SEARCHED_DEVICES", "Candidate", "Choice", "choose"]
 
@@ -43,6 +41,7 @@ class Choice:
 
     plan: Plan
     candidates: tuple[Candidate, ...]
+    cluster: Cluster  # that it was chosen for
 
 
 def choose(
@@ -55,6 +54,8 @@ def choose(
     *,
     absent: Mapping[PeerId, str] | None = None,
     load_bytes_per_s: float = LOAD_BYTES_PER_S,
+    allowed: Allowed = PIPELINES,
+    request: Request | None = None,
 ) -> Choice:
     """The plan to run now.
 
@@ -64,8 +65,10 @@ def choose(
     `keep` is the running plan. If it can go on, another replaces it only for more capacity, or for
     a gain above SWITCH_GAIN that repays the loading within REPAY_REQUESTS. If it cannot, because a
     device is gone, loading counts in full beside the request, so the smallest change tends to win.
-    `absent` are devices that cannot take part, with the reason. Raises DoesNotFit when not even one
-    short conversation can be held, PlanError for a request that makes no sense.
+    `absent` are devices that cannot take part, with the reason. `allowed` says what kinds of plans
+    are compared, `request` by what, if not by what is usually asked of such a model. Raises
+    DoesNotFit when not even one short conversation can be held, PlanError for a request that makes
+    no sense.
     """
     if wanted.sessions < 1 or wanted.context < 1 or not model.layers or not load_bytes_per_s > 0:
         raise PlanError(
@@ -75,8 +78,10 @@ def choose(
     keep = keep if keep is not None and keep.model == model.model else None
     searched, left_out = _searched(cluster, keep)
     left_out = {**(absent or {}), **left_out}
-    question = Question(searched, model, capacity_steps(wanted, model))
-    running = running_candidate(question, keep.stages) if keep else None
+    model = sound_model(model)
+    steps = capacity_steps(wanted, model)
+    question = Question(searched, model, steps, request or request_of(model), allowed)
+    running = running_candidate(question, keep.stages, keep.head) if keep else None
     move = Move(keep, load_bytes_per_s, REPAY_REQUESTS if running else 1) if keep else None
     rows = sorted(candidates(question, move), key=lambda row: _rank(question, row, move))
     if not rows or rows[0].prediction is None:
@@ -87,8 +92,9 @@ def choose(
         (
             chosen,
             *_passed(question, rows, chosen, move),
-            *(Candidate((one,), (), None, None, 0, why) for one, why in sorted(left_out.items())),
+            *(refused((one,), why) for one, why in sorted(left_out.items())),
         ),
+        searched,
     )
 
 
@@ -133,12 +139,18 @@ def _step(question: Question, row: Candidate) -> int:
 def _passed(
     question: Question, rows: list[Candidate], chosen: Candidate, move: Move | None
 ) -> list[Candidate]:
-    """Every other set of devices, with why it was not chosen."""
+    """Every other set of devices, or other way to use the same, with why it was not chosen."""
     return [
         replace(row, reason=why_passed(question, row, chosen, move)) if row.prediction else row
         for row in rows
-        if set(row.devices) != set(chosen.devices)
+        if not row.stages or set(row.devices) != set(chosen.devices) or _way(row) != _way(chosen)
     ]
+
+
+def _way(row: Candidate) -> tuple[tuple[Split, ...], bool, bool]:
+    """How its devices are used, whatever each of them gets."""
+    in_chunks = len(row.stages) > 1 and any(stage.tiles > 1 for stage in row.stages)
+    return tuple(stage.split for stage in row.stages), in_chunks, bool(row.head)
 
 
 def _plan(question: Question, chosen: Candidate, epoch: Epoch, plan_id: PlanId) -> Plan:
@@ -154,6 +166,7 @@ def _plan(question: Question, chosen: Candidate, epoch: Epoch, plan_id: PlanId) 
         capacity=chosen.capacity,
         reason=chosen.reason,
         predicted=chosen.prediction,
+        head=chosen.head,
     )
 
 
@@ -165,7 +178,7 @@ def _searched(cluster: Cluster, keep: Plan | None) -> tuple[Cluster, dict[PeerId
     left_out = {
         device.device: "its profile has a number that cannot be"
         for device in cluster.devices
-        if not _is_sound(device)
+        if not is_sound(device)
     }
     sound = sorted(
         (device for device in cluster.devices if device.device not in left_out),
@@ -193,15 +206,3 @@ def _most_useful(sound: list[DeviceProfile], in_use: set[PeerId]) -> list[Device
     order = dict.fromkeys([device.device for device in [*used, *turns]])
     taken = list(order)[:MAX_SEARCHED_DEVICES]
     return [device for device in sound if device.device in taken]
-
-
-def _is_sound(device: DeviceProfile) -> bool:
-    """Whether the numbers can be: they come from another device."""
-    seconds = [device.head_s, *(point_s for _, point_s in device.layer.points)]
-    counts = [count for count, _ in device.layer.points]
-    return (
-        counts == sorted(set(counts))
-        and counts[:1] > [0]  # ascending, and at least one
-        and all(isfinite(number) and number >= 0 for number in seconds)
-        and device.scratch_bytes >= 0
-    )

@@ -13,18 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mesh.ids import PeerId
-from planner.cost import (
-    PREFILL_TOKENS,
-    hidden_bytes,
-    hop_s,
-    layer_bytes,
-    links_of,
-    request_s,
-    return_s,
-)
+from planner.memory import layer_bytes
+from planner.network import hidden_bytes, hop_s, links_of, return_s
 from planner.plan import Capacity, Share, Span, Stage
 from planner.profile import Cluster, DeviceProfile, ModelProfile
 from planner.replan import Move, stage_moved_bytes
+from planner.request import Request, request_of
 
 Floats = npt.NDArray[np.float64]
 Subset = frozenset[PeerId]
@@ -36,23 +30,29 @@ EVEN_FILL_S = 1e-6
 
 
 def fastest_placements(
-    cluster: Cluster, model: ModelProfile, capacity: Capacity, move: Move | None = None
+    cluster: Cluster,
+    model: ModelProfile,
+    capacity: Capacity,
+    move: Move | None = None,
+    request: Request | None = None,
 ) -> Placements:
     """The stages with the least objective for each set of devices that holds `capacity`.
 
     Every device of a set gets at least one layer. With `move`, the time to load what the running
     plan does not hold is part of the objective.
     """
+    request = request or request_of(model)
     devices = _ordered(cluster)
     used_bytes = _memory_bytes(devices, model, capacity)
     limit_bytes = _limits(devices)
     stage_s = (
-        _stage_s(devices, model) + EVEN_FILL_S * (used_bytes / np.maximum(limit_bytes, 1)) ** 2
+        _stage_s(devices, model, request)
+        + EVEN_FILL_S * (used_bytes / np.maximum(limit_bytes, 1)) ** 2
     )
     if move is not None:
         stage_s += move.cost_s_per_byte * _moved_bytes(devices, model, move)
     stage_s[used_bytes > limit_bytes] = np.inf
-    hop, back = _hop_s(devices, cluster, model)
+    hop, back = _hop_s(devices, cluster, model, request)
     return _stages(devices, _Sums(stage_s, hop, back))
 
 
@@ -63,7 +63,7 @@ def nearest_placements(cluster: Cluster, model: ModelProfile, capacity: Capacity
     """
     devices = _ordered(cluster)
     excess_bytes = np.maximum(_memory_bytes(devices, model, capacity) - _limits(devices), 0.0)
-    hop, back = _hop_s(devices, cluster, model)
+    hop, back = _hop_s(devices, cluster, model, request_of(model))
     free_hop, free_back = (np.where(seconds < np.inf, 0.0, np.inf) for seconds in (hop, back))
     return _stages(devices, _Sums(excess_bytes, free_hop, free_back))
 
@@ -100,10 +100,10 @@ def _memory_bytes(devices: list[DeviceProfile], model: ModelProfile, capacity: C
     return total
 
 
-def _stage_s(devices: list[DeviceProfile], model: ModelProfile) -> Floats:
+def _stage_s(devices: list[DeviceProfile], model: ModelProfile, request: Request) -> Floats:
     """[D, L + 1, L + 1] compute of the whole request."""
-    layer = [request_s(one.layer.at(PREFILL_TOKENS), one.layer.at(1)) for one in devices]
-    head = [request_s(one.head_s, one.head_s) for one in devices]
+    layer = [request.seconds(one.layer.at(request.prompt), one.layer.at(1)) for one in devices]
+    head = [request.seconds(one.head_s, one.head_s) for one in devices]
     marks = np.arange(len(model.layers) + 1)
     counts = marks[None, :] - marks[:, None]  # [L + 1, L + 1]
     seconds: Floats = np.array(layer)[:, None, None] * counts[None]
@@ -127,19 +127,19 @@ def _moved_bytes(devices: list[DeviceProfile], model: ModelProfile, move: Move) 
 
 
 def _hop_s(
-    devices: list[DeviceProfile], cluster: Cluster, model: ModelProfile
+    devices: list[DeviceProfile], cluster: Cluster, model: ModelProfile, request: Request
 ) -> tuple[Floats, Floats]:
     """[D, D] forward hops of the whole request, and [D, D] its tokens' ways back."""
     links = links_of(cluster)
-    prefill_bytes, decode_bytes = hidden_bytes(model, PREFILL_TOKENS), hidden_bytes(model, 1)
+    prefill_bytes, decode_bytes = hidden_bytes(model, request.prompt), hidden_bytes(model, 1)
 
     def hop(source: PeerId, target: PeerId) -> float:
-        return request_s(
+        return request.seconds(
             hop_s(links, source, target, prefill_bytes), hop_s(links, source, target, decode_bytes)
         )
 
     def back(last: PeerId, first: PeerId) -> float:
-        return request_s(return_s(links, last, first), return_s(links, last, first))
+        return request.seconds(return_s(links, last, first), return_s(links, last, first))
 
     ids = [device.device for device in devices]
     return (

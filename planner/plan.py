@@ -30,6 +30,11 @@ class Span:
     def __str__(self) -> str:
         return f"{self.first}..{self.last - 1}" if len(self) else "none"
 
+    def scaled(self, count: int, to: int) -> Span:
+        """The part of `to` things that this is of `count`; neighbours stay neighbours."""
+        first, last = ((2 * edge * to + count) // (2 * count) for edge in (self.first, self.last))
+        return Span(first, last)
+
 
 class Split(StrEnum):
     """How the devices of a stage share a pass of many tokens."""
@@ -94,6 +99,25 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """What a device does in one pass through all stages, in seconds."""
+
+    compute_s: float
+    wire_s: float  # its link carries what it sends
+    wait_s: float  # it computes nothing, for the others are not as far
+
+
+@dataclass(frozen=True, slots=True)
+class StageForecast:
+    """What one device of a stage is expected to do: the prompt, and a token of the answer."""
+
+    stage: int
+    share: int  # which of the stage's
+    prefill: Effort
+    decode: Effort
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the cost model expects; later held against what was measured."""
 
@@ -101,6 +125,7 @@ class Prediction:
     decode_s: float  # one token, all stages and hops
     wire_bytes_per_token: int
     memory_bytes: tuple[tuple[PeerId, int], ...]
+    forecasts: tuple[StageForecast, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +150,18 @@ class Plan:
         return tuple(dict.fromkeys(share.device for share in shares))
 
     def layers_of(self, device: PeerId) -> Span | None:
-        """The layers `device` computes in this plan, or None if it has no share."""
+        """The layers `device` has a part of in this plan: none behind the last, if it has rows of
+        the vocabulary alone. None if it has no share at all.
+        """
         for stage in self.stages:
             if any(share.device == device for share in stage.shares):
                 return stage.layers
+        end = self.stages[-1].layers.last
+        return Span(end, end) if any(share.device == device for share in self.head) else None
+
+    def stage_of(self, device: PeerId) -> int | None:
+        """The number of the stage in which `device` has a share, or None."""
+        for index, stage in enumerate(self.stages):
+            if any(share.device == device for share in stage.shares):
+                return index
         return None

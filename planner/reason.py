@@ -10,17 +10,12 @@ from math import ceil
 
 from mesh.ids import PeerId
 from planner.candidate import Candidate, Question
-from planner.cost import (
-    EXPECTED_NEW_TOKENS,
-    PREFILL_TOKENS,
-    network_s,
-    profiles,
-    request_s,
-    stage_bytes,
-)
+from planner.cost import network_s, profiles
+from planner.memory import stage_bytes
 from planner.partition import nearest_placements
 from planner.plan import Prediction, Span
 from planner.replan import REPAY_REQUESTS, SWITCH_GAIN, Move
+from planner.shape_text import is_plain, shape_text
 from planner.words import (
     conversations_text,
     held_text,
@@ -33,11 +28,11 @@ from planner.words import (
     time_text,
 )
 
-REQUEST = f"{PREFILL_TOKENS} tokens in and {EXPECTED_NEW_TOKENS} out"
-
 
 def why_fresh(question: Question, chosen: Candidate, rows: Sequence[Candidate]) -> str:
     """Why this plan, when nothing runs yet."""
+    if not is_plain(chosen.stages, chosen.head):
+        return f"{_shape(question, chosen)}: {_instead(chosen, rows, question)}"
     why = _why_not_more if len(chosen.devices) == 1 else _why_not_fewer
     return f"{_count_text(chosen)}: {why(question, chosen, rows)}; {_end(question, chosen)}"
 
@@ -52,8 +47,8 @@ def why_moved(question: Question, chosen: Candidate, move: Move) -> str:
         else "since the plan before fits no more"
     )
     return (
-        f"{_count_text(chosen)}, {cause}: the quickest way to go on, {_load_text(chosen, move)}; "
-        f"{_end(question, chosen)}"
+        f"{_shape(question, chosen)}, {cause}: the quickest way to go on, "
+        f"{_load_text(chosen, move)}; {_end(question, chosen)}"
     )
 
 
@@ -73,13 +68,17 @@ def why_switched(question: Question, chosen: Candidate, running: Candidate, move
         )
     else:
         why = f"{_per_token_text(running, chosen)} repays {_repay_text(running, chosen, move)}"
-    return f"{_count_text(chosen)}, {lead}: {why}; {_end(question, chosen)}"
+    return f"{_shape(question, chosen)}, {lead}: {why}; {_end(question, chosen)}"
 
 
 def why_kept(question: Question, running: Candidate, rows: Sequence[Candidate], move: Move) -> str:
     """Why the running plan stays, and why not with a device that it does not use."""
     spare = {device.device for device in question.cluster.devices} - set(running.devices)
-    rivals = [row for row in rows if row.prediction and row.stages != running.stages]
+    rivals = [
+        row
+        for row in rows
+        if row.prediction and (row.stages, row.head) != (running.stages, running.head)
+    ]
     equal = [row for row in rivals if row.capacity == running.capacity]
     with_spare = [row for row in equal or rivals if spare & set(row.devices)]
     faster = [row for row in equal if row.objective_s < running.objective_s]
@@ -96,12 +95,15 @@ def why_passed(question: Question, row: Candidate, chosen: Candidate, move: Move
     """Why a candidate that could hold the model was not chosen."""
     if row.capacity != chosen.capacity:
         return f"holds {_held_text(question, row)}"
+    text = f"{time_text(row.objective_s)} for {question.request}"
     if row.objective_s < chosen.objective_s + 1e-6:
-        text = f"as fast as the chosen plan, or faster: {time_text(row.objective_s)} for {REQUEST}"
+        text = f"as fast as the chosen plan, or faster: {text}"
     else:
-        text = f"{time_text(row.objective_s)} for {REQUEST}, chosen {time_text(chosen.objective_s)}"
+        text += f", chosen {time_text(chosen.objective_s)}"
     if move is not None and row.moved_bytes:
         text += f"; {_load_text(row, move)}"
+    if not is_plain(row.stages, row.head):
+        text = f"{shape_text(row.stages, row.head, question.cluster)}: {text}"
     return text
 
 
@@ -137,10 +139,9 @@ def does_not_fit_text(question: Question, absent: Mapping[PeerId, str]) -> str:
 def _end(question: Question, candidate: Candidate) -> str:
     """What every reason ends with: the prediction, and what had to be reduced and why."""
     prediction = _prediction(candidate)
-    text = (
-        f"predicted {time_text(prediction.prefill_s)} prefill of {PREFILL_TOKENS} tokens, "
-        f"{time_text(prediction.decode_s)} per token."
-    )
+    request = question.request
+    text = f"predicted {time_text(prediction.prefill_s)} prefill of {request.prompt} tokens"
+    text += f", {time_text(prediction.decode_s)} per token." if request.answer else "."
     if candidate.capacity == question.wanted:
         return text
     cluster, model = question.cluster, question.model
@@ -163,15 +164,48 @@ def _why_not_more(question: Question, chosen: Candidate, rows: Sequence[Candidat
     rival = _best(row for row in rows if len(row.devices) > 1)
     if rival is None or rival.capacity != chosen.capacity:
         return f"{name} holds the whole model, and no several together hold as much"
-    wire_s = request_s(
-        network_s(rival.stages, question.cluster, question.model, PREFILL_TOKENS),
+    return (
+        f"{name} holds the whole model and takes {time_text(chosen.objective_s)} for "
+        f"{question.request}; {names_text(question.cluster, rival.devices)} together would take "
+        f"{time_text(rival.objective_s)}{_on_network(question, rival)}"
+    )
+
+
+def _on_network(question: Question, rival: Candidate) -> str:
+    """How much of its time a pipeline spends there; a group computes meanwhile."""
+    if not is_plain(rival.stages, rival.head):
+        return f" ({shape_text(rival.stages, rival.head, question.cluster)})"
+    request = question.request
+    wire_s = request.seconds(
+        network_s(rival.stages, question.cluster, question.model, request.prompt),
         network_s(rival.stages, question.cluster, question.model, 1),
     )
-    return (
-        f"{name} holds the whole model and takes {time_text(chosen.objective_s)} for {REQUEST}; "
-        f"{names_text(question.cluster, rival.devices)} together would take "
-        f"{time_text(rival.objective_s)}, {time_text(wire_s)} of it on the network"
+    return f", {time_text(wire_s)} of it on the network"
+
+
+def _instead(chosen: Candidate, rows: Sequence[Candidate], question: Question) -> str:
+    """What a plan that shares its work takes, instead of what the best single device does."""
+    alone = _best(row for row in rows if len(row.devices) == 1)
+    if alone is None or alone.capacity != chosen.capacity:
+        why = _why_not_size(question, chosen, rows, 1)
+        return f"{why}; {_end(question, chosen)}"
+    shared, single = _prediction(chosen), _prediction(alone)
+    name = names_text(question.cluster, alone.devices)
+    text = (
+        f"prefill {time_text(shared.prefill_s)} instead of {time_text(single.prefill_s)} on "
+        f"{name} alone"
     )
+    if question.request.answer:
+        text += f", {time_text(shared.decode_s)} per token instead of {time_text(single.decode_s)}"
+    return f"{text}; {_end(question, chosen)}"
+
+
+def _shape(question: Question, candidate: Candidate) -> str:
+    """How it begins to be told: with a capital letter."""
+    if is_plain(candidate.stages, candidate.head):
+        return _count_text(candidate)
+    text = shape_text(candidate.stages, candidate.head, question.cluster)
+    return text[:1].upper() + text[1:]
 
 
 def _why_not_fewer(question: Question, chosen: Candidate, rows: Sequence[Candidate]) -> str:
@@ -198,7 +232,7 @@ def _why_not_size(
     if best.capacity != chosen.capacity:
         return f"{who} {hold} {_held_text(question, best)}"
     return (
-        f"{who} would take {time_text(best.objective_s)} for {REQUEST}, "
+        f"{who} would take {time_text(best.objective_s)} for {question.request}, "
         f"these {time_text(chosen.objective_s)}"
     )
 
@@ -207,7 +241,9 @@ def _why_no_switch(question: Question, running: Candidate, rival: Candidate, mov
     if rival.capacity != running.capacity:
         return f"with it the mesh holds {_held_text(question, rival)}"
     gain_s = running.objective_s - rival.objective_s
-    times = f"{time_text(running.objective_s)} -> {time_text(rival.objective_s)} for {REQUEST}"
+    times = (
+        f"{time_text(running.objective_s)} -> {time_text(rival.objective_s)} for {question.request}"
+    )
     if gain_s <= 0:
         return f"it would not be faster ({times})"
     if gain_s <= SWITCH_GAIN * running.objective_s:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mesh.ids import Epoch, PeerId
-from planner.plan import Plan, Span, Stage
+from planner.memory import NOTHING, head_bytes, head_rows, is_part, part_bytes, spans_of
+from planner.plan import Plan, Share, Span, Stage
 from planner.profile import ModelProfile
 
 # Reading from an SSD and unpacking to fp32 on a small board. A measured number may be passed.
@@ -58,24 +59,73 @@ def why_replan(
     return f"{', '.join(joined)} joined" if joined else None
 
 
-def moved_bytes(old: Plan, stages: tuple[Stage, ...], model: ModelProfile) -> int:
-    """Bytes that all devices together must load for `stages` and did not hold in `old`."""
-    return sum(
-        stage_moved_bytes(old, share.device, stage.layers, model)
+def moved_bytes(
+    old: Plan, stages: tuple[Stage, ...], model: ModelProfile, head: tuple[Share, ...] = ()
+) -> int:
+    """Bytes that all devices together must load for `stages` and `head` and did not hold in `old`.
+
+    Of a layer that is cut in another way than before, a device loads the heads and columns, or the
+    rows of the vocabulary, that it lacks.
+    """
+    layers = sum(
+        _lacking(old, share, index, model)
         for stage in stages
         for share in stage.shares
+        for index in range(stage.layers.first, stage.layers.last)
     )
+    ends = stages[-1].layers.last == len(model.layers)
+    rows = head_rows(model, stages[-1], head) if ends else []
+    return layers + sum(_head_lacking(old, device, span, model) for device, span in rows)
 
 
 def stage_moved_bytes(old: Plan, device: PeerId, layers: Span, model: ModelProfile) -> int:
-    """Bytes of layers, and of the head if the stage has it, that `device` did not hold in `old`."""
-    held = old.layers_of(device) or Span(0, 0)
-    last = len(model.layers)
+    """Bytes of whole layers, and of the head if they end the model, that `device` did not hold in
+    `old`.
+    """
     missing = sum(
-        model.layers[index].weight_bytes
-        for index in range(layers.first, layers.last)
-        if index not in held
+        _lacking(old, Share(device), index, model) for index in range(layers.first, layers.last)
     )
-    # Of an empty span `last` would be 0, which ends no model.
-    needs_head = layers.last == last and held.last != last
-    return missing + (model.head_bytes if needs_head else 0)
+    # Of no layers behind the last one the head is all there is.
+    needs_head = layers.last == len(model.layers)
+    return missing + (_head_lacking(old, device, None, model) if needs_head else 0)
+
+
+def _lacking(old: Plan, share: Share, index: int, model: ModelProfile) -> int:
+    """Bytes of a share of one layer that its device did not hold."""
+    held = _held_share(old, share.device, index)
+    needed = part_bytes(model, index, share)
+    if held is None:
+        return needed
+    cut = model.cut_of(index)
+    if cut is None or not (is_part(share) or is_part(held)):
+        return 0
+    new, before = spans_of(model, index, share), spans_of(model, index, held)
+    common = [_common(one, other) for one, other in zip(new, before, strict=True)]
+    if not all(len(span) for span in common):
+        return needed
+    return max(0, needed - min(needed, cut.share_bytes(common[0], common[1])))
+
+
+def _head_lacking(old: Plan, device: PeerId, rows: Span | None, model: ModelProfile) -> int:
+    """Bytes of the vocabulary's rows that the device did not hold; `rows` None: all of them."""
+    every = Span(0, model.vocabulary)
+    rows = every if rows is None else rows
+    for holder, held in head_rows(model, old.stages[-1], old.head):
+        if holder == device:
+            kept = len(_common(rows, every if held is None else held))
+            return head_bytes(model, rows) * (len(rows) - kept) // max(1, len(rows))
+    return head_bytes(model, None if rows == every else rows)
+
+
+def _held_share(old: Plan, device: PeerId, index: int) -> Share | None:
+    for stage in old.stages:
+        if index in stage.layers:
+            for share in stage.shares:
+                if share.device == device:
+                    return share
+    return None
+
+
+def _common(one: Span, other: Span) -> Span:
+    first, last = max(one.first, other.first), min(one.last, other.last)
+    return Span(first, last) if first < last else NOTHING

@@ -16,7 +16,7 @@ from mesh.errors import DoesNotFit, NoRoom
 from mesh.ids import PeerId
 from planner.candidate import MIN_CONTEXT
 from planner.choose import Choice
-from planner.cost import held_bytes
+from planner.memory import placed_bytes
 from planner.plan import Capacity, Plan
 from planner.profile import Cluster, ModelProfile
 from planner.words import list_text
@@ -54,12 +54,12 @@ def firm(tenant: Tenant) -> Tenant:
 
 def with_room(plan: Plan, model: ModelProfile, room: Capacity) -> Plan:
     """The same plan with another room; its stages do not change."""
-    less = {
-        stage.lead: held_bytes(model, stage.layers, plan.capacity)
-        - held_bytes(model, stage.layers, room)
-        for stage in plan.stages
-    }
-    memory = tuple((one, size - less.get(one, 0)) for one, size in plan.predicted.memory_bytes)
+    before = placed_bytes(model, plan.stages, plan.head, plan.capacity)
+    after = placed_bytes(model, plan.stages, plan.head, room)
+    memory = tuple(
+        (one, size - before.get(one, 0) + after.get(one, 0))
+        for one, size in plan.predicted.memory_bytes
+    )
     return replace(plan, capacity=room, predicted=replace(plan.predicted, memory_bytes=memory))
 
 
@@ -67,8 +67,8 @@ def beside(cluster: Cluster, tenants: Iterable[Tenant]) -> Cluster:
     """The cluster with the memory that the tenants leave. Scratch is taken by one at a time."""
     taken: Counter[PeerId] = Counter()
     for tenant in tenants:
-        for stage in tenant.plan.stages:
-            taken[stage.lead] += held_bytes(tenant.model, stage.layers, tenant.plan.capacity)
+        plan = tenant.plan
+        taken.update(placed_bytes(tenant.model, plan.stages, plan.head, plan.capacity))
     devices = tuple(
         replace(one, memory_bytes=max(0, one.memory_bytes - taken[one.device]))
         for one in cluster.devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mesh.errors import GenerationFailed
 from planner.plan import Span
+from runtime.compute.torch_device import CPU
 from runtime.models.spec import DecoderSpec
 
 # A cache grows by this many tokens: 0.5 MB a layer in Gemma 3 270M.
@@ -16,6 +18,16 @@ GROWTH_TOKENS: Final = 256
 # How far behind its furthest position a windowed cache can always go back: one step of the
 # pipeline, the longest being 512 tokens. A longer step can be taken back as long as it is the last.
 REWIND_TOKENS: Final = 512
+
+
+@dataclass(slots=True, eq=False)
+class _Rows:
+    """Keys and values [K, capacity, D] at positions from `first` on."""
+
+    keys: Tensor
+    values: Tensor
+    first: int  # the oldest token still held
+    lent: int  # before this position they are another session's too, and nobody writes there
 
 
 class LayerCache:
@@ -27,23 +39,50 @@ class LayerCache:
     window - 1 + max(REWIND_TOKENS, the longest step) tokens, and room for GROWTH_TOKENS more.
     """
 
-    def __init__(self, kv_heads: int, head_dim: int, window: int | None, context: int) -> None:
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        window: int | None,
+        context: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.window = window
         self.context = context
-        self.first = 0  # the oldest token still held
         self.end = 0  # the position of the next token
-        self._keys = torch.empty(kv_heads, 0, head_dim)  # [K, capacity, D]
-        self._values = torch.empty(kv_heads, 0, head_dim)
+        nothing = torch.empty(kv_heads, 0, head_dim, device=device)
+        self._rows = _Rows(nothing, nothing, first=0, lent=0)  # replaced at once, never altered
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a token's keys, and of its values: heads and their size."""
+        heads, _, size = self._rows.keys.shape
+        return heads, size
 
     @property
     def size_bytes(self) -> int:
-        """What is allocated, used or not."""
-        return self._keys.nbytes + self._values.nbytes
+        """What is allocated, used or not; what is shared counts for each session that has it."""
+        return self._rows.keys.nbytes + self._rows.values.nbytes
 
     def reaches(self, position: int) -> bool:
         """Whether a token at `position` would find all that it sees: before it and not dropped."""
-        oldest = 0 if self.window is None else max(0, position - self.window + 1)
-        return position <= self.end and self.first <= oldest
+        return position <= self.end and self._rows.first <= self._oldest(position)
+
+    def borrow(self, lender: LayerCache, end: int) -> bool:
+        """Goes on from the tokens before `end` that another session's cache has.
+
+        Nothing is copied yet: whichever of the two writes before `end`, or the borrower behind it,
+        moves to memory of its own first. Another thread may append to the lender at `end` or behind
+        it meanwhile. False, and nothing is borrowed, where the lender has dropped what is needed.
+        """
+        rows = lender._rows  # read once: that thread may put others in their place
+        if rows.first > self._oldest(end):
+            return False
+        rows.lent = max(rows.lent, end)
+        shared = slice(0, end - rows.first)
+        keys, values = rows.keys[:, shared], rows.values[:, shared]
+        self._rows, self.end = _Rows(keys, values, rows.first, lent=end), end
+        return True
 
     def truncate(self, position: int) -> None:
         """Forgets everything at and after `position`; a position not yet reached changes nothing.
@@ -68,13 +107,14 @@ class LayerCache:
         count = keys.shape[1]
         self.check(position, count)
         self._make_room(count)
-        start = position - self.first
-        self._keys[:, start : start + count] = keys
-        self._values[:, start : start + count] = values
+        rows = self._rows
+        start = position - rows.first
+        rows.keys[:, start : start + count] = keys
+        rows.values[:, start : start + count] = values
         self.end = position + count
-        seen = self.first if self.window is None else max(self.first, position - self.window + 1)
-        visible = slice(seen - self.first, self.end - self.first)
-        return self._keys[:, visible], self._values[:, visible], seen
+        seen = max(rows.first, self._oldest(position))
+        visible = slice(seen - rows.first, self.end - rows.first)
+        return rows.keys[:, visible], rows.values[:, visible], seen
 
     def check(self, position: int, count: int) -> None:
         """Raises GenerationFailed unless `count` tokens can be added at `position`."""
@@ -88,26 +128,30 @@ class LayerCache:
             )
 
     def _make_room(self, count: int) -> None:
-        """Drops old tokens or grows, so that `count` more fit behind the end."""
-        capacity = self._keys.shape[1]
-        if self.end + count - self.first <= capacity:
+        """Drops old tokens or grows, so that `count` more fit behind the end and are ours alone."""
+        rows = self._rows
+        capacity = rows.keys.shape[1]
+        if self.end + count - rows.first <= capacity and self.end >= rows.lent:
             return
-        oldest = self.first
+        oldest = rows.first
         if self.window is not None:
             last_rewind = min(self.end, self.end + count - REWIND_TOKENS)
-            oldest = max(self.first, last_rewind - self.window + 1)
-        kept = slice(oldest - self.first, self.end - self.first)
+            oldest = max(rows.first, last_rewind - self.window + 1)
+        kept = slice(oldest - rows.first, self.end - rows.first)
         needed = self.end + count - oldest
         # A windowed layer that has begun to drop moves its tokens once in GROWTH_TOKENS.
-        spare = GROWTH_TOKENS if oldest > self.first else 0
+        spare = GROWTH_TOKENS if oldest > rows.first else 0
         capacity = min(self.context, -(-needed // GROWTH_TOKENS) * GROWTH_TOKENS + spare)
-        self._keys = _moved(self._keys, kept, capacity)
-        self._values = _moved(self._values, kept, capacity)
-        self.first = oldest
+        keys, values = _moved(rows.keys, kept, capacity), _moved(rows.values, kept, capacity)
+        self._rows = _Rows(keys, values, oldest, lent=0)
+
+    def _oldest(self, position: int) -> int:
+        """The first token that the one at `position` sees."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
 
 
 def _moved(held: Tensor, kept: slice, capacity: int) -> Tensor:
-    moved = torch.empty(held.shape[0], capacity, held.shape[2])
+    moved = held.new_empty(held.shape[0], capacity, held.shape[2])
     moved[:, : kept.stop - kept.start] = held[:, kept]
     return moved
 
@@ -115,11 +159,14 @@ def _moved(held: Tensor, kept: slice, capacity: int) -> Tensor:
 class SessionCache:
     """The caches of one session for the layers of one stage."""
 
-    def __init__(self, spec: DecoderSpec, span: Span, context: int) -> None:
+    def __init__(
+        self, spec: DecoderSpec, span: Span, context: int, device: torch.device = CPU
+    ) -> None:
         """`context` bounds the session; it may be less than the model's."""
         self._spec_context = spec.context
+        bound = min(context, spec.context)
         self.layers = [
-            LayerCache(spec.kv_heads, spec.head_dim, layer.window, min(context, spec.context))
+            LayerCache(spec.kv_heads, spec.head_dim, layer.window, bound, device)
             for layer in spec.layers[span.first : span.last]
         ]
 
@@ -140,6 +187,16 @@ class SessionCache:
     def reaches(self, position: int) -> bool:
         """Whether the session can go on at `position`."""
         return all(layer.reaches(position) for layer in self.layers)
+
+    def borrow(self, lender: SessionCache, end: int) -> bool:
+        """Goes on from another session's tokens before `end`; see LayerCache.borrow.
+
+        False where some layer has dropped what is needed: then these caches are of no use.
+        """
+        return all(
+            mine.borrow(theirs, end)
+            for mine, theirs in zip(self.layers, lender.layers, strict=True)
+        )
 
     def truncate(self, position: int) -> None:
         """Forgets everything at and after `position` in each layer; see LayerCache.truncate."""

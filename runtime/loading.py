@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from mesh.errors import GenerationFailed
-from runtime.compute.linear import Linear, Part
+from planner.plan import Span
 from runtime.compute.precision import Precision
+from runtime.compute.torch_device import CPU
+from runtime.cut import (
+    WHOLE,
+    Cut,
+    decoder_extent,
+    decoder_kept,
+    decoder_share,
+    head_kept,
+    vocab_rows,
+)
 from runtime.formats.filling import fill
 from runtime.formats.gguf import TensorInfo
 from runtime.formats.quantize import dequantise, dequantise_rows
@@ -19,7 +33,10 @@ from runtime.models.spec import DecoderSpec, RopeSpec
 
 
 class Loader:
-    """Of one open file, whose tensors have been checked against the places given here."""
+    """Of one open file, whose tensors have been checked against the places given here.
+
+    Modules are made on the torch device that is to compute with them, and filled there.
+    """
 
     def __init__(
         self,
@@ -36,25 +53,33 @@ class Loader:
         self._head = head
         self._entry = entry
         self._divisors = divisors
+        self._device = CPU
         self._ropes: dict[RopeSpec, Rope] = {}
+        self._others: dict[torch.device, Loader] = {}
 
-    def layer(self, index: int, precision: Precision) -> Block:
-        block = Block(self._spec, index, self._rope(self._spec.layers[index].rope))
-        fill(block, self._file, self._layers[index], precision)
+    def on(self, device: torch.device | None) -> Loader:
+        """The same for another torch device; the layers there share their tables. None: this."""
+        if device is None or device == self._device:
+            return self
+        if device not in self._others:
+            other = self._others[device] = copy(self)
+            other._device, other._ropes, other._others = device, {}, {}
+        return self._others[device]
+
+    def layer(self, index: int, precision: Precision, cut: Cut = WHOLE) -> Block:
+        rope, spec = self._rope(self._spec.layers[index].rope), self._spec
+        with self._device:
+            block = Block(decoder_share(spec, cut), index, rope)
+        kept = decoder_kept(spec, decoder_extent(spec, cut))
+        fill(block, self._file, self._layers[index], precision, kept)
         return block
 
-    def head(self, precision: Precision) -> Head:
-        head = Head(self._spec)
-        fill(head, self._file, self._head, precision)
+    def head(self, precision: Precision, vocab: Span | None = None) -> Head:
+        rows = vocab_rows(vocab, self._spec.vocabulary)
+        with self._device:
+            head = Head(replace(self._spec, vocabulary=len(rows)))
+        fill(head, self._file, self._head, precision, head_kept(rows))
         return head
-
-    def head_rows(self, rows: int, precision: Precision) -> Linear:
-        place = self._head[-1]
-        info = self._file.tensors[place.tensor]
-        raw = self._file.raw(place.tensor)[: info.size_bytes // place.rows * rows].copy()
-        part = Linear(rows, self._spec.hidden_size)
-        part.fill([Part(raw, info.type, rows)], precision)
-        return part
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         tokens, *learned = self._entry
@@ -72,7 +97,7 @@ class Loader:
             info, divisors = self._divisors, None
             if info is not None:
                 divisors = dequantise(self._file.raw(info.name), info.type, info.shape)
-            self._ropes[spec] = Rope(spec, self._spec.head_dim, divisors)
+            self._ropes[spec] = Rope(spec, self._spec.head_dim, divisors, self._device)
         return None if spec is None else self._ropes[spec]
 
     def _rows(self, tensor: str, row_ids: Tensor, expected: str) -> Tensor:

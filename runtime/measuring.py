@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from runtime import profiler
 from runtime.checkpoints import Model
-from runtime.profiler import Measured
+from runtime.compute.torch_device import CPU
+from runtime.measured import Measured
 from runtime.weights import Checkpoint
 
 
-def measure(model: Model) -> Measured:
+def measure(model: Model, device: torch.device = CPU) -> Measured:
     """Runs in the worker thread; takes seconds. Raises BadModelFile for a damaged file."""
     if isinstance(model, Checkpoint):
-        return profiler.measure(model)
+        return profiler.measure(model, device)
     from runtime.seq2seq.measuring import measure_stacks
 
-    return measure_stacks(model)
+    return measure_stacks(model, device)

@@ -31,7 +31,7 @@ class Outbox:
 
     def __init__(self, me: PeerId, wire: Wire, deliver: Deliver, lost: Lost) -> None:
         """`lost` is told of a step whose peer is gone, as far as this device can see."""
-        self._me = me
+        self.me = me
         self._wire = wire
         self._deliver = deliver
         self._lost = lost
@@ -73,7 +73,7 @@ class Outbox:
         for first, count in tiles(header.rows, row_bytes):
             tile = replace(header, row=first, tile_rows=count)
             part = payload[first * row_bytes : (first + count) * row_bytes]
-            if peer == self._me:
+            if peer == self.me:
                 self._deliver(peer, TensorFrame(tile, part))
             else:
                 await self._wire.send(peer, tile, part)

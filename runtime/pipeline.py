@@ -21,12 +21,16 @@ from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Capacity
 from runtime.assembly import Assembly
+from runtime.heads.desk import HeadDesk
 from runtime.history import History
+from runtime.meter import Meter
 from runtime.outbox import Outbox
 from runtime.post import Conversation, Post
 from runtime.session_messages import OpenSession, StepFailed
-from runtime.stage import Slice
+from runtime.stage import Slice, Stage
 from runtime.turns import Pace, Waiting, next_plan, next_turn
+from runtime.walks.group import Group
+from runtime.walks.sharing import Solitude, group_of
 from runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ class _Work:
 
     post: Post
     room: Capacity  # less than in the plan where another model needs the memory
+    group: Group | None  # where other devices share the stage
+    solitude: Solitude
     used_s: float | None = None  # when a conversation last came or went
     last_turn: int = -1
     pace: Pace = field(default_factory=Pace)
@@ -51,6 +57,8 @@ class Pipeline:
     def __init__(self, worker: Worker, outbox: Outbox, report: Report) -> None:
         """`report` tells a session's owner that a step failed here; it must not raise."""
         self.refused: Counter[str] = Counter()  # frames dropped, by cause
+        self.heads = HeadDesk(worker, outbox, self.refused)
+        self.meter = Meter(worker.chores, lambda: asyncio.get_running_loop().time())
         self._worker = worker
         self._outbox = outbox
         self._report = report
@@ -76,15 +84,29 @@ class Pipeline:
 
     async def run(self) -> None:
         """Computes until cancelled."""
-        while True:
-            await self._more.wait()
-            await self._turn()
-            if not self._waiting:
-                self._more.clear()
+        try:
+            while True:
+                await self._more.wait()
+                await self._turn()
+                if not self._waiting and not self._is_ordered:
+                    self._more.clear()
+        finally:
+            self.heads.close()
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether another device waits for a turn of ours."""
+        return any(work.group is not None and work.group.orders for work in self._work.values())
 
     def install(self, post: Post) -> None:
-        """Puts a plan in force beside those that are."""
-        self._work[post.plan.plan_id] = _Work(post, post.plan.capacity)
+        """Puts a plan in force beside those that are; where its head is cut, after `heads`."""
+        chooser = self.heads.chooser(post.plan.plan_id)
+        if chooser is not None and isinstance(post.stage, Stage):
+            post.stage.choose_with(chooser)
+        group = group_of(post, self._outbox.me, self._outbox.post, self._worker.chores)
+        solitude = Solitude(post.plan, post.index)
+        self._work[post.plan.plan_id] = _Work(post, post.plan.capacity, group, solitude)
+        self.meter.begin(post.plan.plan_id)
 
     def end(self, plan: PlanId, why: str = "") -> None:
         """A plan is over here, and its conversations with it.
@@ -92,7 +114,11 @@ class Pipeline:
         Owners learn of a new plan from the leader; where there is none yet, `why` tells them that
         nobody answers here any more.
         """
+        self.heads.end(plan)
+        self.meter.end(plan)
         work = self._work.pop(plan, None)
+        if work is not None and work.group is not None:
+            work.group.abandon(StaleEpoch(why or "the plan is over"))
         for conversation in work.post.conversations.values() if work and why else ():
             self._fail(conversation.opened, why, lost=True)
 
@@ -136,6 +162,7 @@ class Pipeline:
             places=room.sessions,
         )
         post.conversations[request.session] = Conversation(request)
+        work.solitude.opened(request.session)
         work.used_s = asyncio.get_running_loop().time()
         return held
 
@@ -145,12 +172,16 @@ class Pipeline:
             conversation = work.post.conversations.get(session)
             if conversation is not None and conversation.opened.owner == owner:
                 del work.post.conversations[session]
+                work.solitude.closed(session)
                 work.post.stage.close(session, prefix)
                 work.used_s = asyncio.get_running_loop().time()
 
     def forget(self, peer: PeerId) -> None:
         """A device is gone, and its conversations with it."""
+        self.heads.forget(peer)
         for work in self._work.values():
+            if work.group is not None and work.group.has(peer):
+                work.group.abandon(StaleEpoch(f"{peer.short} is gone, and its share of a stage"))
             for session, conversation in list(work.post.conversations.items()):
                 if conversation.opened.owner == peer:
                     self.close(session, peer)
@@ -160,16 +191,24 @@ class Pipeline:
     def on_frame(self, peer: PeerId, frame: TensorFrame) -> None:
         """Takes one tile. Raises ProtocolError for what no peer of its plan would send."""
         header = frame.header
-        post = self._post_of(header)
-        if post is None:
+        if peer != self._outbox.me:
+            self.meter.received(header.plan, header.tile_bytes)
+        if header.kind.of_head:
+            self.heads.on_frame(peer, frame)
+            return
+        work = self._work_of(header)
+        if work is None:
             self.refused["stale epoch or plan"] += 1
             return
-        conversation = post.conversations.get(header.session)
+        if header.kind.in_stage:
+            self._receive_in_stage(peer, frame, work)
+            return
+        conversation = work.post.conversations.get(header.session)
         if conversation is None:
             self.refused["closed conversation"] += 1
             return
         try:
-            self._receive(peer, frame, post, conversation)
+            self._receive(peer, frame, work, conversation)
         except ProtocolError as error:
             # The owner sends the step again; the link is closed by whoever called us.
             self.refused["malformed"] += 1
@@ -177,12 +216,24 @@ class Pipeline:
             self._fail(conversation.opened, f"{peer.short} sent: {error}")
             raise
 
+    def _receive_in_stage(self, peer: PeerId, frame: TensorFrame, work: _Work) -> None:
+        if work.group is None:
+            raise ProtocolError(f"{peer.short} has no share of a stage here")
+        try:
+            work.group.on_frame(peer, frame)
+        except ProtocolError:
+            self.refused["malformed"] += 1
+            raise
+        if work.group.orders:
+            self._more.set()
+
     def _receive(
-        self, peer: PeerId, frame: TensorFrame, post: Post, conversation: Conversation
+        self, peer: PeerId, frame: TensorFrame, work: _Work, conversation: Conversation
     ) -> None:
-        header = frame.header
+        header, post = frame.header, work.post
         expected = post.expected(conversation.opened, header.kind)
-        if peer != post.upstream(conversation.opened, header.kind):
+        is_lead = work.group is None or work.group.is_lead
+        if not is_lead or peer != post.upstream(conversation.opened, header.kind):
             raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
         expected.check(header)
         if conversation.assembly is None or header.row == 0:
@@ -194,20 +245,32 @@ class Pipeline:
 
     def on_lost(self, header: FrameHeader, reason: str) -> None:
         """What this stage sent on did not arrive: the next device is gone, as seen from here."""
-        post = self._post_of(header)
-        conversation = post.conversations.get(header.session) if post else None
+        if header.kind.of_head:
+            self.heads.on_lost(header, reason)
+            return
+        work = self._work_of(header)
+        if work is not None and work.group is not None and header.kind.in_stage:
+            work.group.lost(StaleEpoch(reason))
+            return
+        conversation = work.post.conversations.get(header.session) if work else None
         if conversation is not None:
             self._fail(conversation.opened, reason, lost=True)
 
-    def _post_of(self, header: FrameHeader) -> Post | None:
-        """The post under the very plan and epoch that a frame names."""
+    def _work_of(self, header: FrameHeader) -> _Work | None:
+        """The work under the very plan and epoch that a frame names."""
         work = self._work.get(header.plan)
-        return work.post if work is not None and work.post.plan.epoch == header.epoch else None
+        return work if work is not None and work.post.plan.epoch == header.epoch else None
 
     # --- compute and send -------------------------------------------------------------------------
 
     async def _turn(self) -> None:
-        """One turn of the worker, for as many conversations of one model as wait."""
+        """One turn of the worker: one that another device orders, or else for as many conversations
+        of one model as wait.
+        """
+        for work in self._work.values():
+            if work.group is not None and work.group.orders:
+                await self._follow(work, work.group)
+                return
         self._waiting = [step for step in self._waiting if self._is_wanted(step)]
         if not self._waiting:
             return
@@ -217,23 +280,39 @@ class Pipeline:
         work.last_turn = self._turns
         waiting = [step for step in self._waiting if step.header.plan == plan]
         turn = next_turn(waiting, self.conversations == 1, work.pace.slice_rows)
-        try:
-            await self._compute(work, turn)
-        except Exception as error:
-            if len(turn) == 1:
-                self._give_up(work.post, turn[0][0], error)
-                return
-            for one in turn:  # which of them it was shows when each is alone
-                try:
-                    await self._compute(work, [one])
-                except Exception as error_of_one:
-                    self._give_up(work.post, one[0], error_of_one)
+        for part, is_shared in work.solitude.parts(turn):
+            group = work.group if is_shared else None
+            try:
+                await self._compute(work, part, group)
+            except Exception as error:
+                if len(part) == 1:
+                    self._give_up(work.post, part[0][0], error)
+                    continue
+                for one in part:  # which of them it was shows when each is alone
+                    try:
+                        await self._compute(work, [one], group)
+                    except Exception as error_of_one:
+                        self._give_up(work.post, one[0], error_of_one)
 
-    async def _compute(self, work: _Work, turn: Sequence[tuple[Waiting, int]]) -> None:
+    async def _follow(self, work: _Work, group: Group) -> None:
+        """A turn that the lead of a stage has ordered; it has the answers."""
+        order = group.orders.pop(0)
+        measured = self.meter.turn(work.post.plan.plan_id, order.slices, work.used_s)
+        with group.following(order) as walk, measured:
+            await self._worker.run(work.post.stage.turn, order.slices, walk)
+
+    async def _compute(
+        self, work: _Work, turn: Sequence[tuple[Waiting, int]], group: Group | None
+    ) -> None:
         slices = [_slice(step, rows) for step, rows in turn]
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        outs = await self._worker.run(work.post.stage.turn, slices)
+        with self.meter.turn(work.post.plan.plan_id, slices, work.used_s):
+            if group is None:
+                outs = await self._worker.run(work.post.stage.turn, slices)
+            else:
+                with group.leading(slices) as walk:
+                    outs = await self._worker.run(work.post.stage.turn, slices, walk)
         work.pace.note(sum(rows for _, rows in turn), loop.time() - started_s)
         for (step, rows), out in zip(turn, outs, strict=True):
             step.done += rows
@@ -264,14 +343,14 @@ class Pipeline:
         conversation = post.conversations.get(step.header.session)
         if conversation is not None:
             words = str(error) if isinstance(error, PotluckError) else repr(error)
-            self._fail(conversation.opened, words)
+            self._fail(conversation.opened, words, lost=isinstance(error, StaleEpoch))
 
     def _is_wanted(self, step: Waiting) -> bool:
-        post = self._post_of(step.header)
-        if post is None:
+        work = self._work_of(step.header)
+        if work is None:
             self.refused["stale epoch or plan"] += 1
             return False
-        if step.header.session not in post.conversations:
+        if step.header.session not in work.post.conversations:
             self.refused["closed conversation"] += 1
             return False
         return True

@@ -19,6 +19,7 @@ from runtime.session_messages import OpenSession
 from runtime.stage import Slice
 from runtime.traffic import Traffic
 from runtime.turns import MAX_STEP_ROWS
+from runtime.walks.walk import WHOLE, Walk
 
 
 class Computing(Protocol):
@@ -26,6 +27,10 @@ class Computing(Protocol):
 
     @property
     def span(self) -> Span: ...
+
+    @property
+    def widest(self) -> int:
+        """How many numbers a row has at most that devices of this stage send each other."""
 
     def open(
         self,
@@ -45,7 +50,7 @@ class Computing(Protocol):
     def limit(self, places: int) -> None:
         """From now on at most so many caches stay in memory."""
 
-    def turn(self, slices: Sequence[Slice]) -> list[Tensor | None]:
+    def turn(self, slices: Sequence[Slice], walk: Walk = WHOLE) -> list[Tensor | None]:
         """What comes out of each slice, in the worker's thread."""
 
 
@@ -72,7 +77,9 @@ class Post:
         return self.index == len(self.plan.stages) - 1
 
     def upstream(self, opened: OpenSession, kind: Kind) -> PeerId:
-        """Who sends frames of a kind here: the session's owner, or the stage before."""
+        """Who sends frames of a kind to this stage's lead: the session's owner, or the lead of the
+        stage before.
+        """
         is_first = self.index == self._first(kind)
         return opened.owner if is_first else self.plan.stages[self.index - 1].lead
 

@@ -1,18 +1,12 @@
 """The profiler: what this device needs for a layer and for the head of a model, measured here.
 
-Real layers with real weights run at several token counts in the worker thread. The result is
-kept on disk by model, version and thread count: a device is measured once.
+Real layers with real weights run at several token counts in the worker thread, part by part, and a
+small share of one. The result is kept on disk (`runtime.measured`): a device is measured once.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import time
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -22,10 +16,23 @@ from torch import Tensor
 
 from planner.plan import Span
 from planner.profile import Curve
-from runtime.checkpoints import Model
 from runtime.compute import kernels
+from runtime.compute.torch_device import CPU, synchronize
+from runtime.cores import cores
+from runtime.cut import WHOLE, Cut, decoder_share
 from runtime.kv_cache import SessionCache
+from runtime.measured import Measured
 from runtime.models.block import Run
+from runtime.part_timing import (
+    SMALL_BUDGET_S,
+    SMALL_PART,
+    PartSeconds,
+    mean,
+    middle,
+    part_curves,
+    small_cut,
+    time_parts,
+)
 from runtime.weights import Checkpoint
 
 TOKEN_COUNTS = (512, 256, 64, 16, 1)  # the largest first: it makes room for the others
@@ -35,18 +42,9 @@ FEW_TOKENS = 16  # up to here a layer is bound by reading its weights; beyond, b
 FEW_LAYERS = 4  # are measured then, spread over the model: files pack some tighter than others
 CACHE_BYTES = 64 * 1024 * 1024  # more than the caches of nearly all processors in a home
 HEAD_BYTES = 64 * 1024 * 1024  # in fp32, of the head's rows that stand for all of them
-MEASURE_VERSION = 4  # raise when the compute path changes, so that old figures are not believed
-
+LEAST_CORE = 0.5  # that computing must leave free for the network to have one of its own
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Seconds on this device: one layer at several token counts, the head for one token."""
-
-    layer: Curve
-    head_s: float
 
 
 def warm_up() -> None:
@@ -58,65 +56,80 @@ def warm_up() -> None:
     kernels.reads_blocks()  # brings the compiler
 
 
-def measure(checkpoint: Checkpoint) -> Measured:
-    """Runs in the worker thread, for about a second. Raises BadModelFile for a damaged file."""
+def measure(checkpoint: Checkpoint, device: torch.device = CPU) -> Measured:
+    """Runs in the worker thread, for about a second, with the weights on `device`. Raises
+    BadModelFile for a damaged file.
+    """
+    spec = checkpoint.spec
     sweep = np.ones(CACHE_BYTES // 8)
-    count = len(checkpoint.spec.layers)
+    count = len(spec.layers)
     wanted = min(count, FEW_LAYERS)
-    layers = [_Layer(checkpoint, index * count // wanted) for index in range(wanted)]
-    counts = [tokens for tokens in TOKEN_COUNTS if tokens <= checkpoint.spec.context]
-    points = [(n, _layer_seconds(layers, checkpoint.spec.hidden_size, n, sweep)) for n in counts]
-    return Measured(Curve(tuple(sorted(points))), _head_seconds(checkpoint, sweep))
+    layers = [_Layer(checkpoint, index * count // wanted, device) for index in range(wanted)]
+    counts = [tokens for tokens in TOKEN_COUNTS if tokens <= spec.context]
+    whole = {tokens: _seconds(layers, spec.hidden_size, tokens, sweep) for tokens in counts}
+    total_s = {tokens: one.wall for tokens, one in whole.items()}
+    if device != CPU:  # between its parts nobody waits there, unless the layer is shared
+        total_s = {tokens: _unparted_s(layers, spec.hidden_size, tokens) for tokens in counts}
+    cut = small_cut(spec.heads, spec.ffn_size)
+    slowdown, own_core = share_of_cores(device)
+    parts = None
+    if cut is not None:
+        share = [_Layer(checkpoint, 0, device, cut)]
+        small = {
+            tokens: _seconds(share, spec.hidden_size, tokens, sweep)
+            for tokens in counts
+            if tokens <= FEW_TOKENS or whole[tokens].wall < SMALL_PART * SMALL_BUDGET_S
+        }
+        parts = part_curves(spec.heads, spec.ffn_size, cut, whole, small, device, slowdown)
+    layer = Curve(tuple(sorted(total_s.items())))
+    head_s = _head_seconds(checkpoint, device, sweep)
+    return Measured(layer, head_s, parts, slowdown, own_core)
+
+
+def share_of_cores(device: torch.device) -> tuple[float, bool]:
+    """Seconds that a second of processor time takes while all threads compute, and whether they
+    leave a core to others.
+    """
+    threads = torch.get_num_threads() if device == CPU else 1
+    found = cores(threads + 1)
+    has_own = found >= threads + LEAST_CORE or device != CPU
+    return max(1.0, threads / max(found, 0.01)), has_own
 
 
 class _Layer:
-    """One of the model's layers, with a cache for one session."""
+    """One of the model's layers, or a share of it, with a cache for one session."""
 
-    def __init__(self, checkpoint: Checkpoint, index: int) -> None:
-        self._block = checkpoint.load_layer(index)
-        span = Span(index, index + 1)
-        self._caches = SessionCache(checkpoint.spec, span, checkpoint.spec.context)
+    def __init__(
+        self, checkpoint: Checkpoint, index: int, device: torch.device, cut: Cut = WHOLE
+    ) -> None:
+        self._block = checkpoint.load_layer(index, device, cut)
+        self._device = device
+        spec, span = decoder_share(checkpoint.spec, cut), Span(index, index + 1)
+        self._caches = SessionCache(spec, span, spec.context, device)
 
-    def seconds(self, hidden: Tensor) -> float:
+    def seconds(self, hidden: Tensor) -> PartSeconds:
         """For a step [S, D] into the empty cache, which keeps its memory: touching that for the
         first time would be measured else.
         """
-        self._caches.truncate(0)
+        hidden, at = self._ready(hidden)
+        return time_parts(self._block, hidden, at, self._device)
+
+    def unparted_s(self, hidden: Tensor) -> float:
+        """The same in one go."""
+        hidden, at = self._ready(hidden)
+        synchronize(self._device)
         started_s = time.perf_counter()
-        self._block(hidden, (Run(0, len(hidden), 0, self._caches.layers[0]),))
+        self._block(hidden, at)
+        synchronize(self._device)
         return time.perf_counter() - started_s
 
-
-def stored(checkpoint: Model, folder: Path, threads: int) -> Measured | None:
-    """What was measured before for this model, version and machine. Reads the disk."""
-    try:
-        record = json.loads(_path(checkpoint, folder, threads).read_text())
-        if record["model"] != checkpoint.model_id or record["machine"] != _machine():
-            return None
-        points = tuple((int(tokens), float(seconds)) for tokens, seconds in record["layer"])
-        return Measured(Curve(points), float(record["head_s"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not measured yet, or a torn file: measuring again costs seconds
-
-
-def store(measured: Measured, checkpoint: Model, folder: Path, threads: int) -> None:
-    """Keeps a measurement. A full disk costs a measurement next time, nothing more."""
-    record = {
-        "model": checkpoint.model_id,
-        "machine": _machine(),
-        "layer": measured.layer.points,
-        "head_s": measured.head_s,
-    }
-    path = _path(checkpoint, folder, threads)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(record))
-        scratch.replace(path)
+    def _ready(self, hidden: Tensor) -> tuple[Tensor, tuple[Run, ...]]:
+        self._caches.truncate(0)
+        return hidden.to(self._device), (Run(0, len(hidden), 0, self._caches.layers[0]),)
 
 
 @torch.inference_mode()
-def _layer_seconds(layers: list[_Layer], width: int, tokens: int, sweep: Floats) -> float:
+def _seconds(layers: list[_Layer], width: int, tokens: int, sweep: Floats) -> PartSeconds:
     """The mean over the layers, or of the first alone; the median over the repeats.
 
     In a real step each layer's weights come from memory, for all the others were read since. So
@@ -127,21 +140,30 @@ def _layer_seconds(layers: list[_Layer], width: int, tokens: int, sweep: Floats)
     chosen = layers if is_few else layers[:1]
     for layer in chosen:
         layer.seconds(hidden)  # warms the memory up, and compiles
-    times: list[float] = []
-    while len(times) < REPEATS and sum(times) * len(chosen) < BUDGET_S:
+    times: list[PartSeconds] = []
+    while len(times) < REPEATS and sum(one.wall for one in times) * len(chosen) < BUDGET_S:
         if is_few:
             sweep.sum()
-        times.append(sum(layer.seconds(hidden) for layer in chosen) / len(chosen))
-    return median(times)
+        times.append(mean([layer.seconds(hidden) for layer in chosen]))
+    return middle(times)
 
 
 @torch.inference_mode()
-def _head_seconds(checkpoint: Checkpoint, sweep: Floats) -> float:
+def _unparted_s(layers: list[_Layer], width: int, tokens: int) -> float:
+    """The mean over the layers; the median over the repeats."""
+    hidden = torch.randn(tokens, width)  # [S, D]
+    return median(
+        sum(layer.unparted_s(hidden) for layer in layers) / len(layers) for _ in range(REPEATS)
+    )
+
+
+@torch.inference_mode()
+def _head_seconds(checkpoint: Checkpoint, device: torch.device, sweep: Floats) -> float:
     """A matrix-vector product over part of the vocabulary, scaled: the head is bound by memory."""
     spec = checkpoint.spec
     rows = min(HEAD_BYTES // (4 * spec.hidden_size), spec.vocabulary)
-    head, few = checkpoint.head_rows(rows), checkpoint.head_rows(1)
-    hidden = torch.randn(1, spec.hidden_size)
+    head, few = checkpoint.head_rows(rows, device), checkpoint.head_rows(1, device)
+    hidden = torch.randn(1, spec.hidden_size, device=device)
     head(hidden)
     times = []
     for _ in range(HEAD_REPEATS):
@@ -151,11 +173,3 @@ def _head_seconds(checkpoint: Checkpoint, sweep: Floats) -> float:
         int(torch.argmax(head(hidden)))
         times.append(time.perf_counter() - started_s)
     return median(times) * spec.vocabulary / rows
-
-
-def _machine() -> str:
-    return f"{platform.machine()} {os.cpu_count()} torch {torch.__version__} v{MEASURE_VERSION}"
-
-
-def _path(checkpoint: Model, folder: Path, threads: int) -> Path:
-    return folder / f"{checkpoint.model_id[:16]}-{checkpoint.precision}-{threads}.json"

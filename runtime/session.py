@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mesh.errors import GenerationFailed, PromptTooLong
-from planner.plan import Plan
+from planner.plan import Plan, Split
 from runtime.chosen import Chosen
 from runtime.history import History
 from runtime.prefix import chain
@@ -22,7 +22,7 @@ from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease
-from runtime.turns import MAX_STEP_ROWS
+from runtime.turns import MAX_STEP_ROWS, MIN_CHUNK_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ class Session(Replayed[Chosen]):
             sampling,
             context,
             history=history.pack() if history else b"",
-            prefix=self._chain(),
+            # Where a step failed, what came from others may be why: this time all is computed.
+            prefix=b"" if self._paused else self._chain(),
         )
 
     def _left_behind(self) -> bytes:
@@ -132,12 +133,13 @@ class Session(Replayed[Chosen]):
 
     async def _prefill(self, lease: Lease, known: list[int], held: int) -> Chosen:
         """Sends the tokens from `held` on, a few chunks at once so that no stage idles."""
-        starts = range(held, len(known), MAX_STEP_ROWS)
+        rows = chunk_rows(lease.plan, len(known) - held)
+        starts = range(held, len(known), rows)
         window = len(lease.plan.stages) + 1
         under_way: deque[Answer] = deque()
         try:
             for first in starts:
-                chunk = known[first : first + MAX_STEP_ROWS]
+                chunk = known[first : first + rows]
                 last = first + len(chunk) == len(known)
                 under_way.append(self.steps.begin(lease, first, chunk, choose=last))
                 if len(under_way) > window:
@@ -154,3 +156,14 @@ class Session(Replayed[Chosen]):
         if not isinstance(token, Chosen):
             raise GenerationFailed("the last stage chose no token where one was asked for")
         return token
+
+
+def chunk_rows(plan: Plan, tokens: int) -> int:
+    """How many tokens of a prompt go through a plan at once: where its stages have a device each,
+    so many that one stage has a chunk while the one before has the next.
+    """
+    stages = plan.stages
+    if len(stages) == 1 or any(stage.split is not Split.WHOLE for stage in stages):
+        return MAX_STEP_ROWS
+    count = max(stage.tiles for stage in stages)
+    return max(MIN_CHUNK_ROWS, -(-min(tokens, MAX_STEP_ROWS) // count))

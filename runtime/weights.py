@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING
 from planner.plan import Span
 from planner.profile import LayerProfile, ModelProfile
 from runtime.compute.precision import Precision, resolved
+from runtime.cut import (
+    WHOLE,
+    Cut,
+    Extent,
+    KeptOf,
+    decoder_extent,
+    decoder_kept,
+    decoder_share,
+    head_kept,
+    vocab_rows,
+)
+from runtime.formats import excerpt
 from runtime.formats.gguf import FileRange, GGUFFile
 from runtime.formats.safetensors_folder import SafetensorsFolder, folder_name
 from runtime.formats.tensor_check import check_tensors
@@ -25,12 +37,14 @@ from runtime.purpose import Purpose
 from runtime.traffic import Traffic
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from runtime.compute.linear import Linear
     from runtime.loading import Loader
     from runtime.models.block import Block
     from runtime.models.head import Head
+    from runtime.models.spec import DecoderSpec
     from runtime.text.tokenizer import Tokenizer
 
 
@@ -89,34 +103,56 @@ class Checkpoint:
         """What steps of this model look like on the wire."""
         return Traffic(self.spec.hidden_size)
 
-    def profile(self) -> ModelProfile:
-        """What the planner needs, from the header alone; bytes as held in memory."""
-        spec = self.spec
-        layers = tuple(
-            LayerProfile(self._held_bytes(places), spec.kv_bytes_per_token, layer.window)
-            for places, layer in zip(self._layers, spec.layers, strict=True)
-        )
+    def profile(self, device: torch.device | None = None) -> ModelProfile:
+        """What the planner needs, from the header alone; bytes as held in memory, by a processor
+        unless another torch device is named.
+        """
+        from runtime.compute.torch_device import CPU
+        from runtime.weighing import Sizes, Weigher, with_cuts
+
+        spec, weigher = self.spec, Weigher(self.file, self.precision, device or CPU)
+        sizes = Sizes(spec.heads, spec.kv_heads, spec.head_dim, spec.ffn_size)
+        cuts = [
+            weigher.cuttable(places, sizes, lambda extent: decoder_kept(spec, extent))
+            for places in self._layers
+        ]
+        layers = [
+            LayerProfile(cut.whole_bytes, spec.kv_bytes_per_token, layer.window)
+            for cut, layer in zip(cuts, spec.layers, strict=True)
+        ]
+        placed, kinds = with_cuts(layers, cuts)
         return ModelProfile(
             model=self.model_id,
             name=self.name,
-            layers=layers,
-            head_bytes=self._held_bytes(self._head),
+            layers=placed,
+            head_bytes=weigher.bytes_of(self._head),
             hidden_size=spec.hidden_size,
             vocabulary=spec.vocabulary,
             context=spec.context,
+            cuts=kinds,
         )
 
-    def load_layer(self, index: int) -> Block:
-        """Layer `index`; reads that layer's tensors only."""
-        return self._loader.layer(index, self.precision)
+    def share_spec(self, cut: Cut) -> DecoderSpec:
+        """What a share of each layer looks like. Raises PlanError."""
+        return decoder_share(self.spec, cut)
 
-    def load_head(self) -> Head:
-        """The final norm and the vocabulary head."""
-        return self._loader.head(self.precision)
+    def extent_of(self, index: int, cut: Cut) -> Extent:
+        """What a share has of layer `index`. Raises PlanError."""
+        return decoder_extent(self.spec, cut)
 
-    def head_rows(self, rows: int) -> Linear:
+    def load_layer(self, index: int, device: torch.device | None = None, cut: Cut = WHOLE) -> Block:
+        """Layer `index`, or a share of it, for the processor unless another torch device is named;
+        reads the bytes of that alone. Raises PlanError for a share of nothing.
+        """
+        return self._loader.on(device).layer(index, self.precision, cut)
+
+    def load_head(self, device: torch.device | None = None, vocab: Span | None = None) -> Head:
+        """The final norm and the vocabulary head, or some of its rows. Raises PlanError."""
+        return self._loader.on(device).head(self.precision, vocab)
+
+    def head_rows(self, rows: int, device: torch.device | None = None) -> Linear:
         """The first rows of the vocabulary head alone, to measure with."""
-        return self._loader.head_rows(rows, self.precision)
+        return self.load_head(device, Span(0, rows)).output
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Tokens [S] at positions [S] -> [S, hidden], read row by row from the file.
@@ -136,22 +172,23 @@ class Checkpoint:
             return Tokenizer.from_gguf(self.file)
         return folder_tokenizer(self.file.path, self.file.config)
 
-    def tensors_of(self, span: Span) -> tuple[str, ...]:
-        """The tensors that a stage with these layers reads: the first one's embed, the last one's
-        are followed by the head."""
-        places = [place for layer in self._layers[span.first : span.last] for place in layer]
-        if span.first == 0:
-            places += self._entry
-        if span.last == len(self._layers):
-            places += self._head
-        names = dict.fromkeys(place.tensor for place in places)
-        return tuple(names) if self._divisors is None else (*names, self._divisors.name)
-
-    def ranges_of(self, span: Span) -> list[FileRange]:
-        """The bytes that a device with these layers needs, the headers among them; they may
-        overlap. A copy with holes for all others opens as the very same model."""
-        tensors = [self.file.range_of(name) for name in self.tensors_of(span)]
-        return [*self.file.header_ranges(), *tensors]
+    def ranges_of(self, span: Span, cut: Cut = WHOLE) -> list[FileRange]:
+        """The bytes that a device with these layers, or these shares of them, needs: the headers
+        are among them, and they may overlap. The first layer's devices also embed, and those that
+        have rows of the head come after the last. A copy with holes for all others opens as the
+        very same model. Raises PlanError.
+        """
+        spec, file = self.spec, self.file
+        of_layers = decoder_kept(spec, decoder_extent(spec, cut))
+        ranges = file.header_ranges()
+        for places in self._layers[span.first : span.last]:
+            ranges += self._ranges(places, of_layers)
+        if 0 in span:
+            ranges += self._ranges(self._entry, {})
+        if cut.has_head(ends=span.last == len(self._layers)):
+            rows = vocab_rows(cut.vocab, spec.vocabulary)
+            ranges += self._ranges(self._head, head_kept(rows))
+        return ranges if self._divisors is None else [*ranges, file.range_of(self._divisors.name)]
 
     def close(self) -> None:
         """Lets go of the file; what was loaded stays."""
@@ -164,10 +201,12 @@ class Checkpoint:
         layers, head, entry = self._layers, self._head, self._entry
         return Loader(self.file, self.spec, layers, head, entry, self._divisors)
 
-    def _held_bytes(self, places: Places) -> int:
-        from runtime.formats.filling import held_bytes_of
-
-        return held_bytes_of(self.file, places, self.precision)
+    def _ranges(self, places: Places, kept: KeptOf) -> list[FileRange]:
+        return [
+            part
+            for place in places
+            for part in excerpt.ranges_of(self.file, place, kept.get(place.parameter, excerpt.ALL))
+        ]
 
     def _check(self) -> None:
         places = [place for part in (*self._layers, self._head, self._entry) for place in part]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from runtime.chores import Chores
 from runtime.compute.team import assemble
 
 P = ParamSpec("P")
@@ -18,6 +20,7 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         """`threads` is how many threads may share one operation."""
+        self.chores = Chores()
         self._executor = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="worker",
@@ -29,6 +32,12 @@ class Worker:
         """Awaits `function(*args, **kwargs)` without holding up the event loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+
+    def soon(self, chore: Callable[[], None]) -> None:
+        """Has a chore done: see `Chores`."""
+        self.chores.add(chore)
+        with contextlib.suppress(RuntimeError):  # closed: what waits is dropped anyway
+            self._executor.submit(self.chores.work)
 
     def close(self) -> None:
         """Lets the running function end; drops what waits."""

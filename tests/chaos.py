@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apps.bench.lan import Lan, why_not
 from apps.local_mesh import Device
 from apps.measure import Generation, generate, generate_and, recovery
 from mesh.config import StateFolder
 from mesh.trust import MeshSecret
 from runtime.stored.model_files import DEFAULT_MODEL
-from tests.lan import Lan, why_not
 
 TOKENS = 48
 MEET_TIMEOUT_S = 60.0

@@ -23,6 +23,7 @@ ALLOWED = {
         "runtime",
         "planner.plan",
         "planner.profile",
+        "mesh.codec",
         "mesh.ids",
         "mesh.errors",
         "mesh.limits",

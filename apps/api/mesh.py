@@ -10,9 +10,11 @@ from typing import Any
 from aiohttp import web
 
 from apps.api.http import BadRequest
+from apps.ask import hear_members
 from apps.opener import Opener
+from apps.planning.comparison import compared, measured_as_dict
 from apps.planning.installer import Installer
-from apps.planning.messages import PREVIEW_PLAN, Known
+from apps.planning.messages import PREVIEW_PLAN, REPORT_EFFORTS, EffortsReport, Known
 from apps.planning.preview import plan_as_dict
 from apps.settings import Settings
 from apps.timeline import Timeline
@@ -28,6 +30,7 @@ from runtime.pipeline import Pipeline
 PREVIEW_TIMEOUT_S = 300.0  # the first preview measures every device
 EVENTS_WAIT_S = 25.0  # a long poll; shorter than what proxies and clients give up at
 LEADER_WAIT_S = 5.0
+ASK_TIMEOUT_S = 3.0  # a device that is slower is shown without what it measured
 
 
 class MeshRoutes:
@@ -61,6 +64,7 @@ class MeshRoutes:
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/potluck/status", self.status)
         app.router.add_get("/potluck/plan", self.plan)
+        app.router.add_get("/potluck/efforts", self.efforts)
         app.router.add_get("/potluck/events", self.events)
         app.router.add_post("/potluck/invite", self.invite)
         app.router.add_post("/potluck/leave", self.leave)
@@ -90,6 +94,7 @@ class MeshRoutes:
                     "bytes": self._holdings.size_bytes,
                     "limit_bytes": self._holdings.memory_bytes,
                 },
+                "efforts": [measured_as_dict(one) for one in self._pipeline.meter.measured],
                 "conversations": self._pipeline.conversations,
                 "refused_frames": dict(self._pipeline.refused),
             }
@@ -112,6 +117,21 @@ class MeshRoutes:
             view.leader, PREVIEW_PLAN, to_plain(wish), PREVIEW_TIMEOUT_S
         )
         return web.json_response(body)
+
+    async def efforts(self, request: web.Request) -> web.Response:
+        """What each device of each plan was expected to do in a pass, and what it measured."""
+        reports = await hear_members(self._node, REPORT_EFFORTS, EffortsReport, ASK_TIMEOUT_S)
+        names = {member.peer: member.name for member in self._node.view.members}
+        models = []
+        for known in self._installer.report().known:
+            told = {
+                member.peer: one
+                for member, report in reports
+                for one in report.measured
+                if one.plan == known.plan.plan_id
+            }
+            models.append(compared(known.plan, told, names))
+        return web.json_response({"device": str(self._node.view.me), "models": models})
 
     async def events(self, request: web.Request) -> web.Response:
         """The timeline after event `since`; with `wait=1` it answers when there is something."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
 from apps.api.http import BadRequest, error_body, read_json
-from apps.ask import hear_all
+from apps.ask import hear_members
 from apps.models.library import Library
 from apps.models.messages import (
     LIST_MODELS,
@@ -23,8 +22,7 @@ from apps.models.messages import (
 )
 from apps.models.pulls import Pulls
 from apps.models.use import ModelUse
-from mesh.codec import from_plain
-from mesh.errors import PotluckError, ProtocolError
+from mesh.errors import PotluckError
 from mesh.node import Node
 
 ASK_TIMEOUT_S = 3.0  # a device that is slower is shown without what it has
@@ -117,22 +115,11 @@ class ModelRoutes:
         return web.json_response({"removed": name, "freed_bytes": freed})
 
     async def _ask_all(self, topic: str, kind: Any) -> list[tuple[dict[str, Any], Any]]:
-        """Who, and its answer; this device first, then by name. Those who do not answer are left
-        out.
-        """
-        view = self._node.view
-        members = sorted(view.alive, key=lambda one: (one.peer != view.me, one.name))
-        bodies = await asyncio.gather(
-            *(hear_all(self._node, [one.peer], topic, None, ASK_TIMEOUT_S) for one in members)
-        )
-        answers = []
-        for member, heard in zip(members, bodies, strict=True):
-            with suppress(ProtocolError):  # of another version of this software
-                answers += [
-                    ({"id": str(member.peer), "device": member.name}, from_plain(kind, body))
-                    for body in heard
-                ]
-        return answers
+        """Who, and its answer."""
+        return [
+            ({"id": str(member.peer), "device": member.name}, answer)
+            for member, answer in await hear_members(self._node, topic, kind, ASK_TIMEOUT_S)
+        ]
 
 
 async def _send(response: web.StreamResponse, body: dict[str, Any]) -> None:

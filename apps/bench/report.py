@@ -50,6 +50,7 @@ class Report:
     name: str
     rows: tuple[Row, ...]
     goals: tuple[Goal, ...]
+    skipped: tuple[str, ...] = ()  # what could not be measured here, each with why
 
     def as_dict(self) -> dict[str, Any]:
         goals = [{**asdict(goal), "met": goal.met} for goal in self.goals]
@@ -58,6 +59,7 @@ class Report:
             "machine": machine(),
             "rows": [asdict(row) for row in self.rows],
             "goals": goals,
+            "skipped": list(self.skipped),
         }
 
 
@@ -91,3 +93,5 @@ def show(console: Console, report: Report) -> None:
         met = "[green]yes[/]" if goal.met else "[red]no[/]"
         goals.add_row(goal.goal, f"{sign} {goal.target:g}", f"{goal.measured:.4g}", met)
     console.print(goals)
+    for text in report.skipped:
+        console.print(f"[yellow]not measured[/] {text}")

@@ -59,7 +59,9 @@ class Bringer:
             self._task.exception()  # seen: the leader that wanted that share asks no more
         self._request = request
         # Kept here; `close` ends it, or the next request.
-        self._task = asyncio.create_task(self._library.share(request.model, request.layers))
+        self._task = asyncio.create_task(
+            self._library.share(request.model, request.layers, request.cut)
+        )
         return self._task
 
     def _progress(self, request: BringRequest) -> tuple[int, int]:

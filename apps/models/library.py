@@ -18,6 +18,7 @@ from mesh.ids import ModelId
 from planner.plan import Span
 from runtime.checkpoints import Model
 from runtime.compute.precision import Precision
+from runtime.cut import WHOLE, Cut
 from runtime.stored.layout import share_of
 from runtime.stored.partial import PartialModel
 
@@ -91,12 +92,14 @@ class Library:
             )
         return checkpoint
 
-    async def share(self, reference: ModelRef, span: Span) -> Model:
-        """The same, with every byte on disk that these layers need. Raises what `get` raises."""
+    async def share(self, reference: ModelRef, span: Span, cut: Cut = WHOLE) -> Model:
+        """The same, with every byte on disk that these layers need, or these shares of them.
+        Raises what `get` raises, and PlanError for shares that the model does not have.
+        """
         checkpoint = await self.get(reference)
         partial = self._shelf.partial_at(checkpoint.path)
         if partial is not None and self._fetcher is not None:
-            ranges = await asyncio.to_thread(share_of, checkpoint, span)
+            ranges = await asyncio.to_thread(share_of, checkpoint, span, cut)
             await self._fetcher.bring(partial, partial.manifest.pieces_of(ranges))
             await self._finish(partial)
         return checkpoint

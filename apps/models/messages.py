@@ -8,6 +8,7 @@ from enum import StrEnum
 from apps.planning.messages import ModelRef, Outcome
 from mesh.ids import ModelId, PeerId
 from planner.plan import Span
+from runtime.cut import WHOLE, Cut
 
 LIST_MODELS = "model.list"
 FIND_MODEL = "model.find"
@@ -90,10 +91,13 @@ NOTHING = HaveReply("", "", None, 0, is_whole=False, runs=(), pending=False)
 
 @dataclass(frozen=True, slots=True)
 class BringRequest:
-    """From the leader, before a plan's epoch begins: have on disk what these layers need."""
+    """From the leader, before a plan's epoch begins: have on disk what these layers need, or these
+    shares of them.
+    """
 
     model: ModelRef
     layers: Span
+    cut: Cut = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

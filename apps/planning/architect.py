@@ -20,6 +20,7 @@ from apps.planning.waiting import WaitingRoom
 from mesh.errors import DoesNotFit, NoLeader, NoRoom
 from mesh.ids import ModelId, PeerId, PlanId
 from mesh.node import Node
+from planner.allowed import EVERYTHING, wires_to
 from planner.choose import Choice, choose
 from planner.plan import Plan
 from planner.profile import Cluster
@@ -82,9 +83,18 @@ class Architect:
         cluster, absent = replace(findings.cluster, devices=able), {**findings.absent, **out}
 
         def arranged(tenants: list[Tenant], idle_s: float) -> Arrangement:
+            allowed = replace(EVERYTHING, grouped=_grouped(tenants), wires=wires_to(wish.wire))
+
             def choice(free: Cluster) -> Choice:
                 return choose(
-                    free, wish.profile, wish.capacity, epoch, PlanId.new(), keep, absent=absent
+                    free,
+                    wish.profile,
+                    wish.capacity,
+                    epoch,
+                    PlanId.new(),
+                    keep,
+                    absent=absent,
+                    allowed=allowed,
                 )
 
             return make_room(cluster, wish.profile, wish.capacity, tenants, choice, idle_s)
@@ -119,6 +129,19 @@ class Architect:
     @property
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _grouped(tenants: list[Tenant]) -> frozenset[PeerId]:
+    """The devices that share a stage of another model: two that lead a turn of one model each, and
+    wait for each other in it, would wait for ever.
+    """
+    return frozenset(
+        share.device
+        for tenant in tenants
+        for stage in tenant.plan.stages
+        if len(stage.shares) > 1
+        for share in stage.shares
+    )
 
 
 def _is_long(found: Arrangement, wish: Wish) -> bool:

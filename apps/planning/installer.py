@@ -17,12 +17,16 @@ from apps.planning.standing import Standing
 from apps.timeline import Timeline
 from mesh.errors import Busy, PlanError, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
-from planner.cost import held_bytes
+from planner.checks import check_head, check_shares
+from planner.memory import device_bytes
 from planner.plan import Capacity, Plan
 from planner.room import with_room
+from runtime.cut import Cut, cut_of
+from runtime.heads.chooser import HeadShare
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
 from runtime.post import Computing, Post
+from runtime.stage import Stage
 from runtime.steps import Steps
 from runtime.traffic import Traffic
 
@@ -37,6 +41,7 @@ class _Ready:
     plan: Plan
     stage: Computing
     traffic: Traffic
+    head: HeadShare | None  # where the head is cut, this device's rows of it
 
 
 class Installer:
@@ -165,9 +170,11 @@ class Installer:
             idle_s = min(idle_s, self._idle_s(old))
             self._pipeline.end(old.plan.plan_id)
         if ready is not None:
-            span = plan.layers_of(self._me)
-            index = next(i for i, stage in enumerate(plan.stages) if stage.layers == span)
-            self._pipeline.install(Post(plan, index, ready.stage, ready.traffic))
+            if plan.head:
+                self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
+            index = plan.stage_of(self._me)
+            if index is not None:
+                self._pipeline.install(Post(plan, index, ready.stage, ready.traffic))
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
@@ -216,10 +223,10 @@ class Installer:
             span = standing.plan.layers_of(self._me) if standing else None
             if model == self._loading:
                 continue
-            if span is None:
+            if standing is None or span is None:
                 self._holdings.drop(model)
             else:
-                self._holdings.release(model, span)
+                self._holdings.release(model, span, cut_of(standing.plan, self._me))
 
     # --- loading ----------------------------------------------------------------------------------
 
@@ -228,21 +235,38 @@ class Installer:
         span = plan.layers_of(self._me)
         if span is None:
             return None
-        checkpoint = await self._library.share(wish.model, span)
+        for one in plan.stages:
+            check_shares(one, wish.profile)
+        check_head(plan.head, wish.profile)
+        cut = cut_of(plan, self._me)
+        checkpoint = await self._library.share(wish.model, span, cut)
         others = [one for model, one in self._standing.items() if model != plan.model]
-        needed = dict(plan.predicted.memory_bytes).get(self._me, 0)
-        beside = sum(one.held_bytes(self._me, one.plan.capacity) for one in others)
+        # A plan counts weights as processors hold them; what they weigh here counts instead.
+        work = dict(plan.predicted.memory_bytes).get(self._me, 0)
+        work -= device_bytes(checkpoint.profile(), plan, self._me, NO_CACHES)
+        caches = sum(
+            one.held_bytes(self._me, one.plan.capacity) - one.held_bytes(self._me, NO_CACHES)
+            for one in others
+        )
+        held = self._holdings.models.items()
+        beside = caches + sum(one.size_bytes for model, one in held if model != plan.model)
+        profile = checkpoint.profile(self._holdings.device)
+        needed = work + device_bytes(profile, plan, self._me, NO_CACHES)
         if needed + beside > self._holdings.memory_bytes:
             raise PlanError(
                 f"the plan needs {needed / 1e6:.0f} MB here, the other models "
                 f"{beside / 1e6:.0f} MB, and {self._holdings.memory_bytes / 1e6:.0f} MB may be used"
             )
-        needed -= held_bytes(checkpoint.profile(), span, NO_CACHES)
-        beside -= sum(one.held_bytes(self._me, NO_CACHES) for one in others)
         stage = await self._holdings.load(
-            checkpoint, span, needed + beside, lambda: self._make_room(plan.model)
+            checkpoint, span, work + caches, lambda: self._make_room(plan.model), cut
         )
-        return _Ready(plan, stage, checkpoint.traffic)
+        return _Ready(plan, stage, checkpoint.traffic, self._head(stage, cut))
+
+    def _head(self, stage: Computing, cut: Cut) -> HeadShare | None:
+        """This device's rows of a head that is cut."""
+        if not isinstance(stage, Stage) or stage.head is None or not cut.vocab:
+            return None
+        return HeadShare(stage.head, cut.vocab, self._holdings.device)
 
     def _make_room(self, model: ModelId) -> None:
         """Ends a model's old plan here before its commit: its sessions wait for the new one."""

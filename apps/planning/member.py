@@ -4,6 +4,7 @@ above the mesh ends here.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from apps.models.sharing import Sharing
@@ -14,10 +15,12 @@ from apps.planning.messages import (
     PREPARE_PLAN,
     PREVIEW_PLAN,
     PROFILE_DEVICE,
+    REPORT_EFFORTS,
     REPORT_PLAN,
     WANT_PLAN,
     Commit,
     CommitReply,
+    EffortsReport,
     OpenReply,
     Outcome,
     Prepare,
@@ -67,6 +70,7 @@ class MemberRole:
         node.on_request(WANT_PLAN, self._want)
         node.on_request(PREVIEW_PLAN, self._preview)
         node.on_request(REPORT_PLAN, self._report)
+        node.on_request(REPORT_EFFORTS, self._efforts)
         node.on_request(PREPARE_PLAN, self._prepare)
         node.on_request(COMMIT_PLAN, self._commit)
         node.on_request(PROFILE_DEVICE, self._profile)
@@ -80,12 +84,17 @@ class MemberRole:
         return to_plain(await self._coordinator.want(from_plain(Wish, body)))
 
     async def _preview(self, peer: PeerId, body: Any) -> Any:
-        choice = await self._coordinator.preview(from_plain(Wish, body))
+        wish: Wish = from_plain(Wish, body)
+        choice = await self._coordinator.preview(wish)
         names = {member.peer: member.name for member in self._node.view.members}
-        return choice_as_dict(choice, names)
+        # Some layers are simulated for it: not in the loop, where the heart beats.
+        return await asyncio.to_thread(choice_as_dict, choice, names, wish.profile)
 
     async def _report(self, peer: PeerId, body: Any) -> Any:
         return to_plain(self._installer.report())
+
+    async def _efforts(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(EffortsReport(self._pipeline.meter.measured))
 
     async def _profile(self, peer: PeerId, body: Any) -> Any:
         return to_plain(await self._profiles.answer(from_plain(ProfileRequest, body)))

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
-from planner.plan import Capacity, Plan
+from planner.plan import Capacity, Plan, Wire
 from planner.profile import DeviceProfile, LinkProfile, ModelProfile
 from runtime.compute.precision import Precision, resolved
+from runtime.efforts import PlanEfforts
 
 WANT_PLAN = "plan.want"
 PREVIEW_PLAN = "plan.preview"
@@ -16,6 +17,7 @@ REPORT_PLAN = "plan.report"
 PREPARE_PLAN = "plan.prepare"
 COMMIT_PLAN = "plan.commit"
 PROFILE_DEVICE = "profile.device"
+REPORT_EFFORTS = "plan.efforts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,13 @@ class Wish:
     model: ModelRef
     profile: ModelProfile
     capacity: Capacity
+    wire: Wire = Wire.FP32  # the narrowest type that numbers may travel as between its devices
 
     def covers(self, other: Wish) -> bool:
         """Whether a plan for this wish serves the other one too."""
         return (
             self.model.is_held_like(other.model)
+            and self.wire is other.wire
             and other.capacity.sessions <= self.capacity.sessions
             and other.capacity.context <= self.capacity.context
         )
@@ -112,6 +116,13 @@ class Report:
     """What a device knows of the plans in force, at most one a model."""
 
     known: tuple[Known, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EffortsReport:
+    """What a device measured of its last turns, under each plan in which it has a share."""
+
+    measured: tuple[PlanEfforts, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,9 @@ class MeshRoad:
             raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
 
     async def open(self, plan: Plan, request: OpenSession) -> int:
-        """Takes a place on every stage, waiting a while for one to become free.
+        """Takes a place on every device with layers, waiting a while for one to become free.
 
-        In the order of the stages, so that of two owners one gets all its places. Returns how many
-        tokens of the prompt all of them have.
+        Returns how many tokens of the prompt all of them have.
         """
         deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
         while True:
@@ -77,8 +76,8 @@ class MeshRoad:
     async def _open_all(self, plan: Plan, request: OpenSession) -> tuple[OpenReply | None, int]:
         """The first refusal, and then every place taken so far is given back; what all hold."""
         held = []
-        for stage in plan.stages:
-            reply = await self._open_on(stage.lead, request)
+        for device in holders(plan):
+            reply = await self._open_on(device, request)
             if reply.outcome is not Outcome.OK:
                 await self.close(plan, request.session, b"")
                 return reply, 0
@@ -87,9 +86,9 @@ class MeshRoad:
 
     async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
         body = to_plain(CloseSession(session, prefix))
-        for stage in plan.stages:
+        for device in holders(plan):
             with suppress(LinkError):  # a device that is gone has closed everything
-                await self._node.notify(stage.lead, CLOSE_SESSION, body)
+                await self._node.notify(device, CLOSE_SESSION, body)
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         self._paused_s = asyncio.get_running_loop().time()
@@ -137,3 +136,10 @@ class MeshRoad:
         body = await self._node.request(device, OPEN_SESSION, to_plain(request), OPEN_TIMEOUT_S)
         reply: OpenReply = from_plain(OpenReply, body)
         return reply
+
+
+def holders(plan: Plan) -> list[PeerId]:
+    """The devices that keep something of a conversation, the lead of each stage before the others,
+    so that of two owners one gets all its places.
+    """
+    return [share.device for stage in plan.stages for share in stage.shares]

@@ -26,6 +26,7 @@ from mesh.errors import ProtocolError, RequestFailed
 from mesh.ids import Epoch, PeerId, PlanId
 from mesh.node import Node
 from planner.plan import Plan
+from runtime.cut import cut_of
 
 REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
 BRING_TIMEOUT_S = 10.0  # a device says every two seconds how far it is
@@ -73,8 +74,8 @@ async def bring_shares(node: Node, plan: Plan, wish: Wish) -> None:
 
 async def _bring_share(node: Node, device: PeerId, plan: Plan, wish: Wish) -> None:
     layers = plan.layers_of(device)
-    assert layers is not None, "a device of the plan has layers"
-    body = to_plain(BringRequest(wish.model, layers))
+    assert layers is not None, "a device of the plan has a share"
+    body = to_plain(BringRequest(wish.model, layers, cut_of(plan, device)))
     clock = asyncio.get_running_loop().time
     moved_s, done_bytes = clock(), -1
     while True:

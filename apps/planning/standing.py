@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from apps.planning.messages import Wish
 from mesh.ids import PeerId
-from planner.cost import held_bytes
+from planner.memory import device_bytes
 from planner.plan import Capacity, Plan
 
 
@@ -20,5 +20,4 @@ class Standing:
 
     def held_bytes(self, device: PeerId, room: Capacity) -> int:
         """What the device's share of it weighs with this room; 0 where it has none."""
-        span = self.plan.layers_of(device)
-        return held_bytes(self.wish.profile, span, room) if span else 0
+        return device_bytes(self.wish.profile, self.plan, device, room)

@@ -1,8 +1,11 @@
-"""What a tensor link can carry, measured through that very link: latency, then bytes per second."""
+"""What a tensor link can carry, measured through that very link: latency, then bytes per second;
+and what both take of the processor.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import NamedTuple
 
 from mesh.ids import Epoch, PlanId, SessionId
@@ -14,14 +17,28 @@ _ECHOES = 5
 
 
 class LinkMeasure(NamedTuple):
+    """The last two are seconds of the processor, of the thread alone that sends: others may compute
+    meanwhile.
+    """
+
     round_trip_s: float
     bytes_per_s: float
+    frame_s: float
+    byte_s: float
 
 
 async def measure_stream(stream: SendStream) -> LinkMeasure:
     """Sends probes that the receiver only acknowledges; no more than MAX_PROBE_BYTES of them."""
+    await _echo(stream)  # what only the first takes
+    began_s = time.thread_time()
     round_trip_s = min([await _echo(stream) for _ in range(_ECHOES)])
-    return LinkMeasure(round_trip_s, await _speed(stream, round_trip_s))
+    frame_s = (time.thread_time() - began_s) / _ECHOES
+    began_s = time.thread_time()
+    bytes_per_s, frames = await _speed(stream, round_trip_s)
+    spent_s = time.thread_time() - began_s - frames * frame_s
+    return LinkMeasure(
+        round_trip_s, bytes_per_s, frame_s, max(0.0, spent_s) / (frames * TENSOR_TILE_BYTES)
+    )
 
 
 async def _echo(stream: SendStream) -> float:
@@ -31,14 +48,18 @@ async def _echo(stream: SendStream) -> float:
     return clock() - began_s
 
 
-async def _speed(stream: SendStream, round_trip_s: float) -> float:
-    """A first tile opens TCP's window, and is the whole answer on a link that it keeps busy."""
+async def _speed(stream: SendStream, round_trip_s: float) -> tuple[float, int]:
+    """Bytes a second, and how many tiles were sent to know it.
+
+    A first tile opens TCP's window, and is the whole answer on a link that it keeps busy.
+    """
     payload = memoryview(bytes(TENSOR_TILE_BYTES))
     first_s = await _timed(stream, payload, 1)
     tiles = min(MAX_PROBE_BYTES // len(payload) - 1, int(PROBE_BUDGET_S / first_s))
     took_s = await _timed(stream, payload, tiles) if tiles > 1 else first_s
+    sent = tiles + 1 if tiles > 1 else 1
     # The last acknowledgement comes half a round trip late, the first byte as much.
-    return max(tiles, 1) * len(payload) / max(took_s - round_trip_s, took_s / 2)
+    return max(tiles, 1) * len(payload) / max(took_s - round_trip_s, took_s / 2), sent
 
 
 async def _timed(stream: SendStream, payload: memoryview, tiles: int) -> float:

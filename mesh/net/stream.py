@@ -45,9 +45,20 @@ class SendCounts:
 class SendStream:
     """The sender's half: at most FRAMES_IN_FLIGHT frames are kept unacknowledged."""
 
-    def __init__(self, peer: PeerId, counts: SendCounts) -> None:
+    def __init__(
+        self,
+        peer: PeerId,
+        counts: SendCounts,
+        on_sent: Callable[[FrameHeader, float], None] = lambda header, seconds: None,
+    ) -> None:
+        """`on_sent` hears of each frame that was acknowledged, and for how many seconds the link
+        was busy with it and with no frame before it.
+        """
         self.peer = peer
         self._counts = counts
+        self._on_sent = on_sent
+        self._out: deque[tuple[FrameHeader, float]] = deque()  # what is kept, and since when
+        self._free_s = 0.0  # when something was acknowledged last
         self._id = secrets.token_bytes(STREAM_ID_BYTES)
         self._kept: deque[memoryview] = deque()
         self._acknowledged = 0  # every frame with a lower number has arrived
@@ -79,6 +90,7 @@ class SendStream:
         _NUMBER.pack_into(message, 0, number)
         view = memoryview(message)  # should the socket take only a part, cutting it copies nothing
         self._kept.append(view)
+        self._out.append((header, asyncio.get_running_loop().time()))
         self._counts.frames += 1
         self._counts.size_bytes += len(view)
         if self._websocket is not None:
@@ -187,6 +199,10 @@ class SendStream:
         while self._acknowledged < number:
             self._kept.popleft()
             self._acknowledged += 1
+            header, since_s = self._out.popleft()
+            now_s = asyncio.get_running_loop().time()
+            since_s, self._free_s = max(since_s, self._free_s), now_s
+            self._on_sent(header, now_s - since_s)
         self._notify()
 
     def _notify(self) -> None:

@@ -38,6 +38,7 @@ class TensorLinks:
                              over) or StaleEpoch (the frame is dropped). Anything else is our bug.
     on_refused(peer, reason) a frame broke the rules.
     on_broken(peer, reason)  a connection that had stood broke: a hint that the peer may be gone.
+    on_sent(header, seconds) a frame was acknowledged, and its link was busy with it for so long.
     admit(peer)              whether an authenticated peer may open a link to us.
     """
 
@@ -49,6 +50,7 @@ class TensorLinks:
         on_frame: OnFrame | None = None,
         on_refused: Callable[[PeerId, str], None] = lambda peer, reason: None,
         on_broken: Callable[[PeerId, str], None] = lambda peer, reason: None,
+        on_sent: Callable[[FrameHeader, float], None] = lambda header, seconds: None,
         admit: Callable[[PeerId], bool] = lambda peer: False,
         redial_min_s: float = REDIAL_MIN_S,
         redial_max_s: float = REDIAL_MAX_S,
@@ -56,6 +58,7 @@ class TensorLinks:
         self.on_frame: OnFrame = on_frame or _nobody_listens
         self.on_refused = on_refused
         self.on_broken = on_broken
+        self.on_sent = on_sent
         self.admit = admit
         self._dialer = dialer
         self._redial_min_s = redial_min_s
@@ -163,7 +166,9 @@ class TensorLinks:
     def _send_stream(self, peer: PeerId) -> SendStream:
         link = self._link(peer)
         if link.send is None:
-            link.send = SendStream(peer, link.sent)
+            link.send = SendStream(
+                peer, link.sent, lambda header, seconds: self.on_sent(header, seconds)
+            )
         return link.send
 
     # --- receiving: we dial a peer ---------------------------------------------------------------

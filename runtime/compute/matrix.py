@@ -8,6 +8,7 @@ holds as floats are rounded to 8 bits, in groups of 32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -105,15 +106,23 @@ def as_codes(raw: Bytes, ggml_type: GGMLType, rows: int, columns: int) -> Matrix
     return _made(form, columns, group, codes, scales, minima)
 
 
-def as_bf16(raw: Bytes, ggml_type: GGMLType, rows: int, columns: int) -> Matrix:
-    """The upper halves of fp32, from a file's tensor of any type."""
-    halves = np.empty((rows, columns), np.int16)
+def in_parts(
+    raw: Bytes, ggml_type: GGMLType, rows: int, columns: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """The weights in fp32, some rows at a time, and which these are."""
     step = max(1, ROUND_BYTES // (4 * columns))
     by_row = raw.reshape(rows, -1)
     for first in range(0, rows, step):
         part = by_row[first : first + step]
         floats = dequantise(part.reshape(-1), ggml_type, (len(part), columns))
-        halves[first : first + step] = floats.bfloat16().view(torch.int16).numpy()
+        yield slice(first, first + len(part)), floats
+
+
+def as_bf16(raw: Bytes, ggml_type: GGMLType, rows: int, columns: int) -> Matrix:
+    """The upper halves of fp32, from a file's tensor of any type."""
+    halves = np.empty((rows, columns), np.int16)
+    for part, floats in in_parts(raw, ggml_type, rows, columns):
+        halves[part] = floats.bfloat16().view(torch.int16).numpy()
     return _made(Form.BF16, columns, GROUP, halves, None, None)
 
 
@@ -132,17 +141,13 @@ def _rounded(
 ) -> npt.NDArray[np.float32]:
     """Floats to codes: symmetric, the largest of a group becomes 127. Returns the scales."""
     rows, columns = codes.shape
-    step = max(1, ROUND_BYTES // (4 * columns))
     scales = np.empty((rows, columns // GROUP), np.float32)
-    by_row = raw.reshape(rows, -1)
-    for first in range(0, rows, step):
-        part = by_row[first : first + step]
-        count = len(part)
-        floats = dequantise(part.reshape(-1), ggml_type, (count, columns)).view(count, -1, GROUP)
-        largest = floats.abs().amax(dim=2, keepdim=True)  # [count, K / GROUP, 1]
-        steps = floats / (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
-        scales[first : first + count] = (largest / 127)[:, :, 0].numpy()
-        codes[first : first + count] = steps.round_().view(count, columns).to(torch.int8).numpy()
+    for part, floats in in_parts(raw, ggml_type, rows, columns):
+        grouped = floats.view(len(floats), -1, GROUP)
+        largest = grouped.abs().amax(dim=2, keepdim=True)  # [count, K / GROUP, 1]
+        steps = grouped / (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        scales[part] = (largest / 127)[:, :, 0].numpy()
+        codes[part] = steps.round_().view(floats.shape).to(torch.int8).numpy()
     return scales
 
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from runtime.compute.compiled import Loop, available, bits, lanes
 from runtime.compute.kinds import Gate, Heads
+from runtime.compute.torch_device import runs_loops
 
 
 def fits(width: int) -> bool:
-    """Whether rows of so many numbers can be computed here; else torch has to."""
-    return available() and width % lanes() == 0
+    """Whether rows of so many numbers can be computed here; else torch has to. Asked by modules
+    as they are made, of the torch device they are made on.
+    """
+    return runs_loops(torch.get_default_device()) and available() and width % lanes() == 0
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -6,7 +6,11 @@ from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """Of the weights in memory. Activations are fp32 with each: 8-bit ones ruin a model."""
+    """Of the weights in memory. Activations are fp32 with each: 8-bit ones ruin a model.
+
+    What is more compact than bf16 takes loops that run on processors only. An accelerator holds
+    bf16 instead, and its products take bf16 activations too, as it is built for.
+    """
 
     AUTO = "auto"  # int8, which keeps a quantised file's weights as they are
     FP32 = "fp32"  # exact, four bytes a weight

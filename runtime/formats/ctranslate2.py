@@ -83,9 +83,9 @@ class CTranslate2File:
         """That variable's bytes, not copied. Raises BadModelFile."""
         return self._file.raw(self._info(name))
 
-    def copy(self, name: str) -> Bytes:
-        """The same in memory of its own. Raises BadModelFile."""
-        return self._file.copy(self._info(name))
+    def copy(self, name: str, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """The same in memory of its own, or some of it. Raises BadModelFile."""
+        return self._file.copy(self._info(name), first, size_bytes)
 
     def range_of(self, name: str) -> FileRange:
         """Where that tensor lies."""

@@ -165,20 +165,26 @@ class GGUFFile:
     def fingerprint(self) -> ModelId:
         return fingerprint(self)
 
-    def copy(self, name: str) -> Bytes:
-        """That tensor's bytes in memory of their own. Raises BadModelFile."""
+    def copy(self, name: str, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """That tensor's bytes, or some of them, in memory of their own. Raises BadModelFile."""
         self.raw(name)
         assert self._mapped is not None, "the file is open, or `raw` would have said so"
-        return copied(self._mapped, self.tensors[name].offset, self.tensors[name].size_bytes)
+        return copied(self._mapped, self.tensors[name], first, size_bytes)
 
     def close(self) -> None:
         """Lets go of the file; views handed out before stay valid and keep it mapped."""
         self._mapped = None
 
 
-def copied(mapped: mmap.mmap, offset: int, size_bytes: int) -> Bytes:
-    """Bytes of a mapped file; its pages are let go of on the way, so that no byte is held twice."""
-    out = np.empty(size_bytes, np.uint8)
+def copied(
+    mapped: mmap.mmap, info: TensorInfo, first: int = 0, size_bytes: int | None = None
+) -> Bytes:
+    """A tensor's bytes from `first` on, all or so many; the file's pages are let go of on the way,
+    so that no byte is held twice.
+    """
+    size_bytes = info.size_bytes - first if size_bytes is None else size_bytes
+    assert 0 <= first <= first + size_bytes <= info.size_bytes, "no byte of another tensor"
+    out, offset = np.empty(size_bytes, np.uint8), info.offset + first
     for start in range(0, size_bytes, COPY_BYTES):
         part = out[start : start + COPY_BYTES]
         part[:] = np.frombuffer(mapped, np.uint8, count=len(part), offset=offset + start)

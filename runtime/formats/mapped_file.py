@@ -38,10 +38,12 @@ class MappedFile:
     def raw(self, info: TensorInfo) -> Bytes:
         return self.bytes(info.offset, info.size_bytes)
 
-    def copy(self, info: TensorInfo) -> Bytes:
-        """The same in memory of its own; the file's pages do not stay in memory beside it."""
+    def copy(self, info: TensorInfo, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """The same in memory of its own, or so many bytes from `first` on; the file's pages do not
+        stay in memory beside them.
+        """
         assert self._mapped is not None, "the file is closed"
-        return copied(self._mapped, info.offset, info.size_bytes)
+        return copied(self._mapped, info, first, size_bytes)
 
     def close(self) -> None:
         """Lets go of the file; views handed out before stay valid and keep it mapped."""

@@ -32,9 +32,9 @@ class RenamedFile:
         """Raises BadModelFile for a name that is not there."""
         return self._file.raw(self._name(name))
 
-    def copy(self, name: str) -> Bytes:
-        """The same in memory of its own. Raises BadModelFile."""
-        return self._file.copy(self._name(name))
+    def copy(self, name: str, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """The same in memory of its own, or some of it. Raises BadModelFile."""
+        return self._file.copy(self._name(name), first, size_bytes)
 
     def range_of(self, name: str) -> FileRange:
         return self._file.range_of(self._names[name])

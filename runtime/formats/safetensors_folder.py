@@ -90,10 +90,10 @@ class SafetensorsFolder:
         file, info = self._place(name)
         return file.raw(info)
 
-    def copy(self, name: str) -> Bytes:
-        """The same in memory of its own. Raises BadModelFile."""
+    def copy(self, name: str, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """The same in memory of its own, or some of it. Raises BadModelFile."""
         file, info = self._place(name)
-        return file.copy(info)
+        return file.copy(info, first, size_bytes)
 
     def range_of(self, name: str) -> FileRange:
         """Where that tensor lies. Raises KeyError for one that is not there."""

@@ -26,8 +26,10 @@ class TensorFile(Protocol):
     def raw(self, name: str) -> Bytes:
         """That tensor's bytes, read-only and not copied. Raises BadModelFile."""
 
-    def copy(self, name: str) -> Bytes:
-        """The same in memory of its own; the file's pages do not stay in memory beside it."""
+    def copy(self, name: str, first: int = 0, size_bytes: int | None = None) -> Bytes:
+        """The same in memory of its own, or so many of its bytes from `first` on; the file's pages
+        do not stay in memory beside them.
+        """
 
     def range_of(self, name: str) -> FileRange:
         """Where that tensor lies."""

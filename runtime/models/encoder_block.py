@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.compute.linear import Linear
-from runtime.models.block import ACTIVATIONS
+from runtime.compute.torch_device import CPU
+from runtime.models.mlp import ACTIVATIONS
+from runtime.models.norms import parameter
+from runtime.models.parts import Part, check_share, through
 from runtime.models.seq2seq_spec import (
     RelativePositions,
     Seq2SeqSpec,
@@ -59,12 +62,15 @@ class RelativeBias(nn.Module):
 
     def forward(self, position: int, count: int, tokens: int) -> Tensor:
         """[H, S, T] for queries at `position`.. over keys at 0.."""
-        buckets = _buckets(self.relative, position, count, tokens, self.both_ways)  # [S, T]
+        where = self.weight.device
+        buckets = _buckets(self.relative, position, count, tokens, self.both_ways, where)  # [S, T]
         return self.weight[buckets].permute(2, 0, 1)
 
 
 class SelfAttention(nn.Module):
-    """All see all, or, with `causal`, each row itself and those before it."""
+    """Attention of rows to one another. Who uses it says over which rows; with `causal` each sees
+    itself and those before it.
+    """
 
     def __init__(self, spec: Seq2SeqSpec, stack: StackSpec, *, causal: bool) -> None:
         super().__init__()
@@ -72,67 +78,64 @@ class SelfAttention(nn.Module):
         self.causal = causal
         self.scale = query_scale(spec, stack)
         self.qkv = Linear(3 * stack.inner_size, spec.hidden_size, bias=spec.biased)
-        self.output = Linear(spec.hidden_size, stack.inner_size, bias=spec.biased)
+        self.output = closing(spec, stack.inner_size)
         relative = spec.relative
         self.bias = (
             None if relative is None else RelativeBias(relative, stack.heads, both_ways=not causal)
         )
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [H, S, D] of rows [S, hidden]."""
-        qkv = self.qkv(x).view(x.shape[0], 3, self.stack.heads, -1)  # [S, 3, H, D]
-        q, k, v = qkv.permute(1, 2, 0, 3)
+    @property
+    def opening(self) -> Linear:
+        return self.qkv
+
+    @property
+    def closing(self) -> Linear:
+        return self.output
+
+    def project(self, opened: Tensor, at: object) -> tuple[Tensor, Tensor, Tensor]:
+        """[S, 3 * H * D] to queries, keys and values [H, S, D], wherever the rows stand."""
+        by_head = opened.view(-1, 3, self.stack.heads, self.stack.head_dim)  # [S, 3, H, D]
+        q, k, v = by_head.permute(1, 2, 0, 3)
         return q, k, v
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, position: int = 0) -> Tensor:
-        """q [H, S, D] at `position`.. over keys and values [H, T, D] at 0..: [S, hidden]"""
+    def look(self, q: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
+        """q [H, S, D] at `position`.. over keys and values [H, T, D] at 0..: [S, H * D]"""
         most = q.shape[1] if self.bias is None else ROWS_AT_ONCE
         parts = [
             self._seen(q[:, first : first + most], keys, values, position + first)
             for first in range(0, q.shape[1], most)
         ]
-        out: Tensor = self.output(torch.cat(parts) if len(parts) > 1 else parts[0])
-        return out
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _seen(self, q: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        """The same before the last map: [S, H * D]"""
+        """The same for a few rows."""
         count, tokens = q.shape[1], keys.shape[1]
         mask: Tensor | None = None
         if self.bias is not None:
             mask = self.bias(position, count, tokens)  # [H, S, T]
         if self.causal and count > 1:
-            later = torch.ones(count, tokens, dtype=torch.bool).triu(position + 1)  # [S, T]
-            hidden = torch.zeros(count, tokens).masked_fill(later, -torch.inf)
+            seen = torch.zeros(count, tokens, device=q.device)  # [S, T]
+            later = torch.ones_like(seen, dtype=torch.bool).triu(position + 1)
+            hidden = seen.masked_fill(later, -torch.inf)
             mask = hidden if mask is None else mask + hidden
         return attention(q, keys, values, mask, self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[S, hidden] -> [S, hidden], without a cache."""
-        return self.attend(*self.project(x))
 
+class SourceAttention(SelfAttention):
+    """An encoder's: all see all."""
 
-class CrossAttention(nn.Module):
-    """The target's rows look at what the encoder said, whose keys and values are made once."""
+    def __init__(self, spec: Seq2SeqSpec) -> None:
+        super().__init__(spec, spec.encoder, causal=False)
 
-    def __init__(self, spec: Seq2SeqSpec, stack: StackSpec) -> None:
-        super().__init__()
-        self.heads = stack.heads
-        self.scale = query_scale(spec, stack)
-        self.query = Linear(stack.inner_size, spec.hidden_size, bias=spec.biased)
-        self.key_value = Linear(2 * stack.inner_size, spec.hidden_size, bias=spec.biased)
-        self.output = Linear(spec.hidden_size, stack.inner_size, bias=spec.biased)
+    def inside(self, opened: Tensor, at: int | None) -> Tensor:
+        """[S, 3 * H * D] -> [S, H * D]"""
+        return self.attend(*self.project(opened, at), at)
 
-    def remember(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [H, T, D] of the encoder's output [T, hidden]."""
-        key_value = self.key_value(encoded).view(encoded.shape[0], 2, self.heads, -1)
-        keys, values = key_value.permute(1, 2, 0, 3)
-        return keys.contiguous(), values.contiguous()
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """[S, hidden] -> [S, hidden]"""
-        q = self.query(x).view(x.shape[0], self.heads, -1).transpose(0, 1)  # [H, S, D]
-        out: Tensor = self.output(attention(q, keys, values, None, self.scale))
-        return out
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, at: int | None) -> Tensor:
+        """q [H, S, D] of the rows from `at` on (None: from the first) over the keys and values of
+        all rows [H, T, D]: [S, H * D]
+        """
+        return self.look(q, keys, values, at or 0)
 
 
 class MLP(nn.Module):
@@ -143,37 +146,62 @@ class MLP(nn.Module):
         self.activation = spec.activation
         self.gated = spec.gated
         self.up = Linear(stack.ffn_size * (1 + spec.gated), spec.hidden_size, bias=spec.biased)
-        self.down = Linear(spec.hidden_size, stack.ffn_size, bias=spec.biased)
+        self.down = closing(spec, stack.ffn_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        up: Tensor = self.up(x)  # [S, ffn], or twice that
-        if self.gated:
-            gate, up = up.chunk(2, dim=-1)
-            up = ACTIVATIONS[self.activation](gate) * up
-        else:
-            up = ACTIVATIONS[self.activation](up)
-        down: Tensor = self.down(up)  # [S, hidden]
-        return down
+    @property
+    def opening(self) -> Linear:
+        return self.up
+
+    @property
+    def closing(self) -> Linear:
+        return self.down
+
+    def inside(self, opened: Tensor, at: object) -> Tensor:
+        """[S, ffn], or twice that, -> [S, ffn], wherever the rows stand."""
+        if not self.gated:
+            return ACTIVATIONS[self.activation](opened)
+        gate, up = opened.chunk(2, dim=-1)
+        return ACTIVATIONS[self.activation](gate) * up
 
 
-class EncoderLayer(nn.Module):
-    """One layer of the encoder."""
+class Stream(nn.Module):
+    """What a layer does around its parts: sums, and a norm in front of each part or behind it."""
 
     def __init__(self, spec: Seq2SeqSpec) -> None:
         super().__init__()
         self.pre_norm = spec.pre_norm
-        self.attention = SelfAttention(spec, spec.encoder, causal=False)
+        self.norms: tuple[Norm, ...] = ()  # one for each part
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        return self.norms[0].forward(hidden) if self.pre_norm else hidden
+
+    def connect(self, index: int, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        total, norms = hidden + added, self.norms
+        if not self.pre_norm:
+            total = norms[index].forward(total)
+            return total, total
+        if index + 1 == len(norms):
+            return total, total
+        return total, norms[index + 1].forward(total)
+
+
+class EncoderLayer(Stream):
+    """One layer of the encoder, or a share of one."""
+
+    def __init__(self, spec: Seq2SeqSpec) -> None:
+        """Raises PlanError for a share without heads or columns."""
+        super().__init__(spec)
+        check_share(spec.encoder.heads, spec.encoder.ffn_size)
+        self.attention = SourceAttention(spec)
         self.attention_norm = Norm.of(spec)
         self.mlp = MLP(spec, spec.encoder)
         self.mlp_norm = Norm.of(spec)
+        self.parts: tuple[Part[int | None], ...] = (self.attention, self.mlp)
+        self.norms = (self.attention_norm, self.mlp_norm)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, hidden]"""
-        if self.pre_norm:
-            hidden = hidden + self.attention(self.attention_norm(hidden))
-            return hidden.add(self.mlp(self.mlp_norm(hidden)))
-        hidden = self.attention_norm.forward(hidden + self.attention(hidden))
-        return self.mlp_norm.forward(hidden + self.mlp(hidden))
+        return through(self, hidden, None)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -183,18 +211,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     return out[0].transpose(0, 1).reshape(q.shape[1], -1)
 
 
+def closing(spec: Seq2SeqSpec, columns: int) -> Linear:
+    """The last map of a part."""
+    return Linear(spec.hidden_size, columns, bias=spec.biased and spec.closing_bias)
+
+
 def query_scale(spec: Seq2SeqSpec, stack: StackSpec) -> float:
     return stack.head_dim**-0.5 if spec.scaled else 1.0
 
 
-def parameter(*shape: int) -> nn.Parameter:
-    """Empty, fp32."""
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32), requires_grad=False)
-
-
 @functools.lru_cache(maxsize=16)  # every layer of a stack asks for the same; 2 MB each at most
 def _buckets(
-    relative: RelativePositions, position: int, count: int, tokens: int, both_ways: bool
+    relative: RelativePositions,
+    position: int,
+    count: int,
+    tokens: int,
+    both_ways: bool,
+    device: torch.device = CPU,
 ) -> Tensor:
     """[S, T]: the bucket of each distance from a query at position + s to a key at t."""
     with torch.inference_mode(False):  # or a later training step could not use the table
@@ -211,4 +244,4 @@ def _buckets(
         growth = torch.log(distance.clamp(min=1).float() / exact)
         growth = growth / math.log(relative.max_distance / exact) * (buckets - exact)
         far = (exact + growth.long()).clamp(max=buckets - 1)
-        return (first + torch.where(distance < exact, distance, far)).int()
+        return (first + torch.where(distance < exact, distance, far)).int().to(device)

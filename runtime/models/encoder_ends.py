@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from mesh.errors import GenerationFailed, PromptTooLong
 from runtime.compute.linear import Linear
-from runtime.models.block import ACTIVATIONS
-from runtime.models.encoder_block import Norm, parameter
+from runtime.models.encoder_block import Norm
+from runtime.models.mlp import ACTIVATIONS
+from runtime.models.norms import parameter
 from runtime.models.seq2seq_spec import MelEntrySpec, Seq2SeqSpec, TokenEntrySpec
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.compute.linear import Linear
-from runtime.models.block import hidden_norm
+from runtime.models.norms import hidden_norm
 from runtime.models.spec import DecoderSpec
 
 

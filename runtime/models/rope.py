@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from runtime.compute.torch_device import CPU
 from runtime.models.spec import Llama3Scaling, RopeSpec
 
 # Consecutive rows of a step, by run: the position of the first token, and how many there are.
@@ -19,14 +20,22 @@ ROPE_GROWTH_TOKENS = 512  # rows added to a rope's tables at once
 class Rope:
     """The angles of one spec: tables that grow with the longest conversation so far."""
 
-    def __init__(self, spec: RopeSpec, head_dim: int, divisors: Tensor | None = None) -> None:
-        """`divisors` [D/2] is what a file says each frequency is to be divided by."""
+    def __init__(
+        self,
+        spec: RopeSpec,
+        head_dim: int,
+        divisors: Tensor | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        """`divisors` [D/2] is what a file says each frequency is to be divided by; the tables are
+        made by the processor, alike everywhere, and kept on `device`.
+        """
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         frequencies = 1.0 / (spec.base**exponents) / spec.factor  # [D/2]
         if spec.scaling is not None:
             frequencies = _scaled(frequencies, spec.scaling)
         self._frequencies = frequencies if divisors is None else frequencies / divisors
-        self._cos = self._sin = torch.empty(0, head_dim)
+        self._cos = self._sin = torch.empty(0, head_dim, device=device)
         self._last: tuple[Places, Angles] | None = None
 
     def angles(self, places: Places) -> Angles:
@@ -48,7 +57,9 @@ class Rope:
         with torch.inference_mode(False):  # or a later training step could not use the tables
             angles = torch.arange(rows, dtype=torch.float32)[:, None] * self._frequencies
             cos, sin = angles.cos(), angles.sin()  # [rows, D/2]
-            self._cos, self._sin = torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+            where = self._cos.device
+            self._cos = torch.cat((cos, cos), dim=1).to(where)
+            self._sin = torch.cat((-sin, sin), dim=1).to(where)
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

@@ -97,6 +97,7 @@ class Seq2SeqSpec:
     source: TokenEntrySpec | MelEntrySpec
     target: TokenEntrySpec | None  # None without a decoder
     exit: ExitSpec
+    closing_bias: bool = True  # of several shares, only one adds the biases behind the sums
 
     @property
     def layers(self) -> int:

@@ -81,6 +81,9 @@ class DecoderSpec:
     qkv_bias: bool = False
     output_bias: bool = False  # of the attention's output
     mlp_bias: bool = False
+    closing_bias: bool = True  # of several shares, only one adds the biases behind the sums
+    # Which KV head each query head reads, in a share that cuts through a group. None: even groups.
+    kv_of_heads: tuple[int, ...] | None = None
     # Learned positions: the row of their table that belongs to the first token. None: no table.
     first_position: int | None = None
     logit_softcap: float | None = None

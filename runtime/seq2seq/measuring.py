@@ -16,10 +16,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from planner.profile import Curve
-from runtime.models.decoder_block import DecoderCache, DecoderLayer
+from planner.profile import Curve, PartCurves
+from runtime.compute.torch_device import CPU, synchronize
+from runtime.measured import Measured
+from runtime.models.decoder_block import DecoderCache, DecoderLayer, Target
 from runtime.models.encoder_block import EncoderLayer
-from runtime.profiler import BUDGET_S, REPEATS, TOKEN_COUNTS, Measured
+from runtime.part_timing import (
+    SMALL_BUDGET_S,
+    SMALL_PART,
+    PartSeconds,
+    mean,
+    middle,
+    part_curves,
+    small_cut,
+    time_parts,
+)
+from runtime.profiler import BUDGET_S, FEW_TOKENS, REPEATS, TOKEN_COUNTS, share_of_cores
 from runtime.seq2seq.section import Layer
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
@@ -27,49 +39,102 @@ LAYERS: Final = 3  # of each stack in turn: one alone would stay in the processo
 SOURCE_ROWS: Final = 256  # that a decoder's token looks at
 
 
-def measure_stacks(checkpoint: Seq2SeqCheckpoint) -> Measured:
+def measure_stacks(checkpoint: Seq2SeqCheckpoint, device: torch.device = CPU) -> Measured:
     """Runs in the worker thread; takes seconds. Raises BadModelFile for a damaged file."""
     spec = checkpoint.spec
     depth, total = spec.encoder.layers, spec.layers
-    encoders = _first(checkpoint, 0, depth)
-    decoders = _first(checkpoint, depth, total)
+    encoders = _first(checkpoint, 0, depth, device)
+    decoders = _first(checkpoint, depth, total, device)
     counts = sorted(count for count in TOKEN_COUNTS if count <= spec.source.context)
+    slowdown, own_core = share_of_cores(device)
+    if not decoders:
+        layer, parts = _measure_parts(checkpoint, encoders, counts, device, slowdown)
+        return Measured(layer, _head_s(checkpoint, device), parts, slowdown, own_core)
     points = []
     for count in counts:
-        reads = count > 1 or not decoders
-        read_s = _encode_s(checkpoint, encoders, count) * depth if reads else 0.0
-        if decoders:
-            read_s += _decode_s(checkpoint, decoders, count, reads=reads) * (total - depth)
-        points.append((count, read_s / total))
-    return Measured(Curve(tuple(points)), _head_s(checkpoint))
+        reads = count > 1
+        read_s = _encode_s(checkpoint, encoders, count, device) * depth if reads else 0.0
+        answer_s = _decode_s(checkpoint, decoders, count, device, reads=reads)
+        points.append((count, (read_s + answer_s * (total - depth)) / total))
+    head_s = _head_s(checkpoint, device)
+    return Measured(Curve(tuple(points)), head_s, None, slowdown, own_core)
 
 
-def _first(checkpoint: Seq2SeqCheckpoint, first: int, last: int) -> list[Layer]:
+def _measure_parts(
+    checkpoint: Seq2SeqCheckpoint,
+    layers: list[Layer],
+    counts: list[int],
+    device: torch.device,
+    slowdown: float,
+) -> tuple[Curve, PartCurves | None]:
+    """An encoder's layer, which several devices may share."""
+    stack, width = checkpoint.spec.encoder, checkpoint.spec.hidden_size
+    whole = {rows: _parts_s(layers, width, rows, device) for rows in reversed(counts)}
+    curve = Curve(tuple((rows, whole[rows].wall) for rows in counts))
+    cut = small_cut(stack.heads, stack.ffn_size)
+    if cut is None:
+        return curve, None
+    share = [checkpoint.load_layer(0, device, cut).layer]
+    small = {
+        rows: _parts_s(share, width, rows, device)
+        for rows in counts
+        if rows <= FEW_TOKENS or whole[rows].wall < SMALL_PART * SMALL_BUDGET_S
+    }
+    parts = part_curves(stack.heads, stack.ffn_size, cut, whole, small, device, slowdown)
+    return curve, parts
+
+
+@torch.inference_mode()
+def _parts_s(layers: list[Layer], width: int, rows: int, device: torch.device) -> PartSeconds:
+    """The mean over layers of an encoder, with a source of so many rows; the median of a few."""
+    hidden = torch.randn(rows, width, device=device)  # [S, hidden]
+
+    def run() -> PartSeconds:
+        return mean([time_parts(layer, hidden, None, device) for layer in layers])
+
+    run()  # warms memory up
+    times: list[PartSeconds] = []
+    while len(times) < REPEATS and sum(one.wall for one in times) * len(layers) < BUDGET_S:
+        times.append(run())
+    return middle(times)
+
+
+def _first(
+    checkpoint: Seq2SeqCheckpoint, first: int, last: int, device: torch.device
+) -> list[Layer]:
     indexes = range(first, min(last, first + LAYERS))
-    return [checkpoint.load_layer(index).layer for index in indexes]
+    return [checkpoint.load_layer(index, device).layer for index in indexes]
 
 
-def _encode_s(checkpoint: Seq2SeqCheckpoint, layers: list[Layer], rows: int) -> float:
+def _encode_s(
+    checkpoint: Seq2SeqCheckpoint, layers: list[Layer], rows: int, device: torch.device
+) -> float:
     """One layer with a source of so many rows."""
-    hidden = torch.randn(rows, checkpoint.spec.hidden_size)  # [S, hidden]
+    hidden = torch.randn(rows, checkpoint.spec.hidden_size, device=device)  # [S, hidden]
 
     def run() -> None:
         for layer in layers:
             assert isinstance(layer, EncoderLayer), "the encoder's layers come first"
             layer.forward(hidden)
 
-    return _seconds(run) / len(layers)
+    return _seconds(run, device) / len(layers)
 
 
 def _decode_s(
-    checkpoint: Seq2SeqCheckpoint, layers: list[Layer], rows: int, *, reads: bool
+    checkpoint: Seq2SeqCheckpoint,
+    layers: list[Layer],
+    rows: int,
+    device: torch.device,
+    *,
+    reads: bool,
 ) -> float:
     """One layer with one token; before it, if it `reads`, it takes in a source of so many rows."""
     spec = checkpoint.spec
     assert spec.decoder is not None, "only a model with a decoder is measured so"
-    cache = DecoderCache(spec.decoder, spec.context)
-    source = torch.randn(rows if reads else SOURCE_ROWS, spec.hidden_size)  # [T, hidden]
-    token = torch.randn(1, spec.hidden_size)
+    cache = DecoderCache(spec.decoder, spec.context, device)
+    heard = rows if reads else SOURCE_ROWS
+    source = torch.randn(heard, spec.hidden_size, device=device)  # [T, hidden]
+    token = torch.randn(1, spec.hidden_size, device=device)
     kept: list[tuple[Tensor, Tensor]] = []
 
     def run() -> None:
@@ -80,14 +145,14 @@ def _decode_s(
                 kept.append(cache.source)
             else:
                 cache.source = kept[number]
-            layer.forward(token, 0, cache)
+            layer.forward(token, Target(0, cache))
 
-    return _seconds(run) / len(layers)
+    return _seconds(run, device) / len(layers)
 
 
-def _head_s(checkpoint: Seq2SeqCheckpoint) -> float:
-    hidden = torch.randn(1, checkpoint.spec.hidden_size)
-    ending = checkpoint.load_head()
+def _head_s(checkpoint: Seq2SeqCheckpoint, device: torch.device) -> float:
+    hidden = torch.randn(1, checkpoint.spec.hidden_size, device=device)
+    ending = checkpoint.load_head(device)
 
     def run() -> None:
         if ending.exit is None:
@@ -95,17 +160,19 @@ def _head_s(checkpoint: Seq2SeqCheckpoint) -> float:
         else:
             ending.exit.forward(hidden)
 
-    return _seconds(run)
+    return _seconds(run, device)
 
 
 @torch.inference_mode()
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
     """The median of a few, after one that warms memory up."""
     times: list[float] = []
     while len(times) <= REPEATS:
         if len(times) > 1 and sum(times) > BUDGET_S:
             break
+        synchronize(device)
         started_s = time.perf_counter()
         run()
+        synchronize(device)
         times.append(time.perf_counter() - started_s)
     return median(times[1:])

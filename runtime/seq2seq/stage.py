@@ -17,14 +17,17 @@ from mesh.errors import GenerationFailed
 from mesh.ids import SessionId
 from planner.plan import Span
 from runtime.chosen import to_row
+from runtime.compute.torch_device import CPU
+from runtime.heads.question import Choice, draw
 from runtime.history import History
-from runtime.models.decoder_block import DecoderCache, DecoderLayer
+from runtime.models.decoder_block import DecoderCache, DecoderLayer, Target
 from runtime.models.encoder_block import EncoderLayer
 from runtime.models.encoder_ends import TokenEntry
-from runtime.sampling import Sampling, draw
+from runtime.sampling import Sampling
 from runtime.seq2seq.section import Ending, Section
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.stage import Slice
+from runtime.walks.walk import WHOLE, Walk
 
 
 @dataclass(slots=True)
@@ -46,8 +49,11 @@ class Seq2SeqStage:
         span: Span,
         sections: Mapping[int, Section],
         ending: Ending | None,
+        device: torch.device = CPU,
     ) -> None:
-        """`ending` is None but where the span ends the model."""
+        """`ending` is None but where the span ends the model. Both it and the sections are on
+        `device`; what comes in and goes out is the processor's.
+        """
         self.span = span
         self._checkpoint = checkpoint
         here = [sections[index] for index in range(span.first, span.last)]
@@ -57,7 +63,14 @@ class Seq2SeqStage:
         self._middle = next((one.middle for one in here if one.middle is not None), None)
         self._target = next((one.target for one in here if one.target is not None), None)
         self._ending = ending
+        self._device = device
         self._open: dict[SessionId, _Open] = {}
+
+    @property
+    def widest(self) -> int:
+        """How many numbers a row has at most that devices of this stage send each other."""
+        spec = self._checkpoint.spec
+        return max(spec.hidden_size, 2 * spec.encoder.inner_size)
 
     def open(
         self,
@@ -76,7 +89,9 @@ class Seq2SeqStage:
         caches = []
         if spec.decoder is not None:
             bound = min(context, spec.context)
-            caches = [DecoderCache(spec.decoder, bound) for _ in self._decoders]
+            caches = [
+                DecoderCache(layer.attention.stack, bound, self._device) for layer in self._decoders
+            ]
         self._open[session] = _Open(caches, sampling, history)
         return 0
 
@@ -87,7 +102,7 @@ class Seq2SeqStage:
         """Nothing is kept of sessions that ended, so there is nothing to let go of."""
 
     @torch.inference_mode()
-    def turn(self, slices: Sequence[Slice]) -> list[Tensor | None]:
+    def turn(self, slices: Sequence[Slice], walk: Walk = WHOLE) -> list[Tensor | None]:
         """Runs the slices of different sessions through this stage's layers, one after the other.
 
         A source returns [T, hidden] for the next stage; on the last stage what an encoder says of
@@ -97,62 +112,81 @@ class Seq2SeqStage:
         position on is forgotten first, and a source takes the place of the one before.
 
         Raises GenerationFailed for a slice that cannot be computed, PromptTooLong for a source
-        that the model cannot read at once.
+        that the model cannot read at once. With a `walk` of several devices each of them runs the
+        same slices; the lead's answers count. It fails where a session is closed on one of them.
         """
         # Taken at once: the loop may close a session while this thread computes.
         opened = [self._open.get(each.session) for each in slices]
+        if walk.is_shared and None in opened:
+            raise GenerationFailed("a conversation is closed already on a device of the stage")
         return [
-            None if one is None else self._run(each, one)
+            None if one is None else self._run(each, one, walk)
             for each, one in zip(slices, opened, strict=True)
         ]
 
-    def _run(self, each: Slice, one: _Open) -> Tensor | None:
+    def _run(self, each: Slice, one: _Open, walk: Walk) -> Tensor | None:
         if not each.is_source:
-            hidden = self.decode(each.rows, each.position, one.caches)
-            if self._ending is None:
-                return hidden
+            hidden = self.decode(each.rows, each.position, one.caches, walk)
+            if hidden is None or self._ending is None:
+                return None if hidden is None else hidden.cpu()
             return self._choose(hidden, each, one) if each.choose else None
         one.first = each.position
-        hidden = self.encode(each.rows)
+        hidden = self.encode(each.rows, walk)
+        if hidden is None:
+            return None
         for decoder, cache in zip(self._decoders, one.caches, strict=True):
             decoder.remember(hidden, cache)
         if self._ending is None:
-            return hidden
-        return self._ending.vector(hidden) if each.choose else None
+            return hidden.cpu()
+        return self._ending.vector(hidden).cpu() if each.choose else None
 
-    def encode(self, rows: Tensor) -> Tensor:
-        """A source through this stage's encoder layers.
+    def encode(self, rows: Tensor, walk: Walk = WHOLE) -> Tensor | None:
+        """A source through this stage's encoder layers; None where another device has it then.
 
         `rows` is, on the first stage, [S, 1] int32 token ids or [S, mels] frames; elsewhere what
         the stage before returned, [T, hidden].
         """
-        hidden = self._enter(rows)
-        for encoder in self._encoders:
-            hidden = encoder.forward(hidden)
-        return hidden if self._middle is None else self._middle.forward(hidden)
+        entered = self._enter(rows)
+        places = [None] * len(self._encoders)
+        everywhere = bool(self._decoders)
+        hidden = walk.run(self._encoders, entered, places, everywhere=everywhere)
+        if hidden is None or self._middle is None:
+            return hidden
+        return self._middle.forward(hidden)
 
-    def decode(self, rows: Tensor, position: int, caches: Sequence[DecoderCache]) -> Tensor:
-        """Target tokens at `position`.. through this stage's decoder layers: [S, hidden].
+    def decode(
+        self,
+        rows: Tensor,
+        position: int,
+        caches: Sequence[DecoderCache],
+        walk: Walk = WHOLE,
+    ) -> Tensor | None:
+        """Target tokens at `position`.. through this stage's decoder layers: [S, hidden], or None
+        where another device has it then.
 
         `rows` is [S, 1] int32 token ids where the decoder's first layer is, else [S, hidden].
         """
         for cache in caches:
             cache.target.truncate(position)
-        hidden = rows
-        if self._target is not None:
-            hidden = self._target.forward(self._checkpoint.words(rows[:, 0]), position)
-        for layer, cache in zip(self._decoders, caches, strict=True):
-            hidden = layer.forward(hidden, position, cache)
-        return hidden
+        if self._target is None:
+            hidden = rows.to(self._device)
+        else:
+            hidden = self._target.forward(self._words(rows), position)
+        places = [Target(position, cache) for cache in caches]
+        return walk.run(self._decoders, hidden, places) if places else hidden
 
     def _enter(self, rows: Tensor) -> Tensor:
         if self._source is None:
-            return rows
+            return rows.to(self._device)
         if isinstance(self._source, TokenEntry):
-            return self._source.forward(self._checkpoint.words(rows[:, 0]))
+            return self._source.forward(self._words(rows))
         if not torch.isfinite(rows).all():
             raise GenerationFailed("a frame of the sound holds what is no finite number")
-        return self._source.forward(rows)
+        return self._source.forward(rows.to(self._device))
+
+    def _words(self, rows: Tensor) -> Tensor:
+        """Token ids [S, 1] -> [S, hidden]"""
+        return self._checkpoint.words(rows[:, 0]).to(self._device)
 
     def _choose(self, hidden: Tensor, each: Slice, one: _Open) -> Tensor:
         """The row of `to_row`: the token that follows, from the hidden states before it."""
@@ -160,9 +194,9 @@ class Seq2SeqStage:
         assert self._ending is not None, "the last stage chooses"
         assert decoding is not None, "a model with a decoder has rules"
         position = each.position + len(each.rows)
-        logits = self._ending.logits(hidden[-1:])[0]  # [V]
+        logits = self._ending.logits(hidden[-1:])[0].cpu()  # [V]
         ruled = decoding.ruled(logits, first=position == one.first)
-        chosen = draw(ruled, one.sampling, position, one.history)
+        chosen = draw(ruled, Choice(one.sampling, position, one.history))
         if one.history is not None:
             one.history.chose(position, chosen.token)
         return to_row(chosen)

@@ -16,8 +16,20 @@ from typing import TYPE_CHECKING, Any
 from mesh.ids import ModelId
 from mesh.tensor_frame import DType
 from planner.plan import Span
-from planner.profile import LayerProfile, ModelProfile
+from planner.profile import Cuttable, LayerProfile, ModelProfile, Stacks
 from runtime.compute.precision import Precision, resolved
+from runtime.cut import (
+    WHOLE,
+    Cut,
+    Extent,
+    KeptOf,
+    head_kept,
+    seq2seq_extent,
+    seq2seq_kept,
+    seq2seq_share,
+    vocab_rows,
+)
+from runtime.formats import excerpt
 from runtime.formats.gguf import FileRange
 from runtime.formats.renamed_file import RenamedFile
 from runtime.formats.safetensors_folder import folder_name
@@ -33,12 +45,14 @@ from runtime.seq2seq.pooling import DEFAULT_POOLING, Pooling
 from runtime.traffic import Source, Traffic
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from runtime.models.encoder_ends import Exit
     from runtime.seq2seq.loading import Loader
     from runtime.seq2seq.section import Ending, Section
     from runtime.text.json_tokenizer import JsonTokenizer
+    from runtime.weighing import Weigher
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +121,38 @@ class Seq2SeqCheckpoint:
             width = spec.exit.outputs if self._has_exit else spec.hidden_size
         return Traffic(spec.hidden_size, source, spec.encoder.layers, width)
 
-    def profile(self) -> ModelProfile:
-        """What the planner needs, from the headers alone; bytes as held in memory.
+    def profile(self, device: torch.device | None = None) -> ModelProfile:
+        """What the planner needs, from the headers alone; bytes as held in memory, by a processor
+        unless another torch device is named.
 
         What stands in front of a stack's first layer or behind the encoder's last goes with it.
         """
-        spec = self.spec
+        from runtime.compute.torch_device import CPU
+        from runtime.weighing import Weigher, with_cuts
+
+        spec, weigher = self.spec, Weigher(self._file, self.precision, device or CPU)
+        cuts = [self._cuttable(weigher, index) for index in range(spec.layers)]
+        layers = [self._layer_profile(index, cut) for index, cut in enumerate(cuts)]
+        placed, kinds = with_cuts(layers, cuts)
         return ModelProfile(
             model=self.model_id,
             name=self.name,
-            layers=tuple(map(self._layer_profile, range(spec.layers))),
-            head_bytes=self._held_bytes(self._exit_places),
+            layers=placed,
+            head_bytes=weigher.bytes_of(self._exit_places),
             hidden_size=spec.hidden_size,
             vocabulary=spec.vocabulary,
             context=spec.context,
+            cuts=kinds,
+            stacks=Stacks.ENCODER if spec.decoder is None else Stacks.BOTH,
         )
+
+    def share_spec(self, cut: Cut) -> Seq2SeqSpec:
+        """What a share of each layer looks like. Raises PlanError."""
+        return seq2seq_share(self.spec, cut)
+
+    def extent_of(self, index: int, cut: Cut) -> Extent:
+        """What a share has of layer `index`. Raises PlanError."""
+        return seq2seq_extent(self.spec, index, cut)
 
     def tokenizer(self) -> JsonTokenizer:
         """Raises ModelNotFound when there is none, BadModelFile for one that is damaged."""
@@ -131,21 +162,28 @@ class Seq2SeqCheckpoint:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def load_layer(self, index: int) -> Section:
-        """Layer `index`, counted through both stacks, and what goes with it; reads no more."""
-        return self._loader.section(index, self.precision)
+    def load_layer(
+        self, index: int, device: torch.device | None = None, cut: Cut = WHOLE
+    ) -> Section:
+        """Layer `index`, counted through both stacks, or a share of it, and what goes with it, for
+        the processor unless another torch device is named; reads no more. Raises PlanError for a
+        share of nothing.
+        """
+        return self._loader.on(device).section(index, self.precision, cut)
 
-    def load_head(self) -> Ending:
-        """What stands behind the last layer."""
+    def load_head(self, device: torch.device | None = None, vocab: Span | None = None) -> Ending:
+        """What stands behind the last layer; of a vocabulary, some rows. Raises PlanError."""
         from runtime.seq2seq.section import Ending
 
-        return Ending(self.load_exit() if self._has_exit else None, self._pooling)
+        return Ending(self.load_exit(device, vocab) if self._has_exit else None, self._pooling)
 
-    def load_exit(self) -> Exit | None:
+    def load_exit(
+        self, device: torch.device | None = None, vocab: Span | None = None
+    ) -> Exit | None:
         """The checkpoint's own head; None where hidden states are all there is."""
         if self.spec.exit.output is Output.HIDDEN:
             return None
-        return self._loader.exit(self.precision)
+        return self._loader.on(device).exit(self.precision, vocab)
 
     def words(self, token_ids: Tensor) -> Tensor:
         """[S] -> [S, hidden], read row by row from the file, unscaled.
@@ -154,17 +192,21 @@ class Seq2SeqCheckpoint:
         """
         return self._loader.words(token_ids)
 
-    def ranges_of(self, span: Span) -> list[FileRange]:
-        """The bytes that a stage with these layers reads, the headers among them; they may
-        overlap. A copy with holes for all others opens as the very same model."""
-        places = [place for index in range(span.first, span.last) for place in self._around(index)]
-        if span.last == self.spec.layers:
-            places += self._exit_places
-        names = {place.tensor for place in places}
+    def ranges_of(self, span: Span, cut: Cut = WHOLE) -> list[FileRange]:
+        """The bytes that a device with these layers, or these shares of them, reads, the headers
+        among them; they may overlap. A copy with holes for all others opens as the very same
+        model. Raises PlanError.
+        """
+        ranges = self._file.header_ranges()
+        for index in range(span.first, span.last):
+            kept = seq2seq_kept(self.spec, index, self.extent_of(index, cut))
+            ranges += self._ranges(self._around(index), kept)
+        if self._has_exit and cut.has_head(ends=span.last == self.spec.layers):
+            rows = vocab_rows(cut.vocab, self.spec.exit.outputs)
+            ranges += self._ranges(self._exit_places, head_kept(rows))
         if self._reads_words(span):
-            names.add(self._ends.words)
-        ranges = [self._file.range_of(name) for name in sorted(names)]
-        return [*self._file.header_ranges(), *ranges]
+            ranges.append(self._file.range_of(self._ends.words))
+        return ranges
 
     def close(self) -> None:
         """Lets go of the files; what was loaded stays."""
@@ -194,7 +236,16 @@ class Seq2SeqCheckpoint:
         behind = ends.middle if index == depth - 1 else ()
         return (*before, *self._layers[index], *behind)
 
-    def _layer_profile(self, index: int) -> LayerProfile:
+    def _cuttable(self, weigher: Weigher, index: int) -> Cuttable:
+        from runtime.weighing import Sizes
+
+        stack, spec = self.spec.stack(index), self.spec
+        sizes = Sizes(stack.heads, stack.heads, stack.head_dim, stack.ffn_size)
+        return weigher.cuttable(
+            self._around(index), sizes, lambda extent: seq2seq_kept(spec, index, extent)
+        )
+
+    def _layer_profile(self, index: int, cut: Cuttable) -> LayerProfile:
         """A decoder layer keeps keys and values of the target's tokens and of the source's rows. A
         text has at most the context's tokens; a sound takes the same room whatever is said of it.
         """
@@ -202,20 +253,22 @@ class Seq2SeqCheckpoint:
         row_bytes = spec.kv_bytes_per_token(index)
         is_text = isinstance(spec.source, TokenEntrySpec)
         return LayerProfile(
-            weight_bytes=self._held_bytes(self._around(index)),
+            weight_bytes=cut.whole_bytes,
             kv_bytes_per_token=2 * row_bytes if is_text else row_bytes,
             window=None,
             session_bytes=0 if is_text else spec.source.context * row_bytes,
         )
 
+    def _ranges(self, places: Places, kept: KeptOf) -> list[FileRange]:
+        return [
+            part
+            for place in places
+            for part in excerpt.ranges_of(self._file, place, kept.get(place.parameter, excerpt.ALL))
+        ]
+
     def _reads_words(self, span: Span) -> bool:
         reads = 0 in span and isinstance(self.spec.source, TokenEntrySpec)
         return reads or self.spec.encoder.layers in span
-
-    def _held_bytes(self, places: Places) -> int:
-        from runtime.formats.filling import held_bytes_of
-
-        return held_bytes_of(self._file, places, self.precision)
 
     def _check(self) -> None:
         spec, ends = self.spec, self._ends

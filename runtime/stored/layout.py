@@ -12,6 +12,7 @@ from pathlib import Path
 
 from planner.plan import Span
 from runtime.checkpoints import Model
+from runtime.cut import WHOLE, Cut
 from runtime.formats.gguf import FINGERPRINT_SAMPLE_BYTES, FileRange, GGUFFile
 from runtime.formats.tensor_file import TensorFile
 
@@ -79,10 +80,13 @@ def layout_of(checkpoint: Model) -> Layout:
     )
 
 
-def share_of(checkpoint: Model, span: Span) -> tuple[ByteRange, ...]:
-    """What a device needs that runs these layers, the opening among it."""
+def share_of(checkpoint: Model, span: Span, cut: Cut = WHOLE) -> tuple[ByteRange, ...]:
+    """What a device needs that runs these layers, or these shares of them; the opening is among it.
+
+    Raises PlanError for shares that the model does not have.
+    """
     places = _Places(checkpoint.file)
-    return tuple(places.of(part) for part in checkpoint.ranges_of(span))
+    return tuple(places.of(part) for part in checkpoint.ranges_of(span, cut))
 
 
 class _Places:

@@ -14,7 +14,7 @@ from apps.planning.messages import InForce, ModelRef, Prepare, Room, Wish
 from apps.timeline import Timeline
 from mesh.ids import Epoch, PeerId, SessionId
 from mesh.tensor_frame import FrameHeader
-from planner.cost import held_bytes
+from planner.memory import held_bytes
 from planner.plan import Plan, Prediction, Span
 from runtime.holdings import Holdings
 from runtime.outbox import Outbox
@@ -62,7 +62,7 @@ class Shelf:
     def __init__(self, checkpoints: list[Checkpoint]) -> None:
         self._checkpoints = {one.model_id: one for one in checkpoints}
 
-    async def share(self, reference: ModelRef, span: Span) -> Checkpoint:
+    async def share(self, reference: ModelRef, span: Span, cut: object = None) -> Checkpoint:
         return self._checkpoints[reference.model].at(reference.precision)
 
 

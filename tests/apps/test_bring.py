@@ -124,7 +124,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.shares: list[asyncio.Future[None]] = []
 
-    async def share(self, reference: ModelRef, span: Span) -> None:
+    async def share(self, reference: ModelRef, span: Span, cut: object = None) -> None:
         coming: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.shares.append(coming)
         await coming

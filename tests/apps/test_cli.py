@@ -75,6 +75,57 @@ async def test_plan_prints_each_way_and_the_reason(tiny_mesh: TinyMesh) -> None:
     assert body["candidates"][0]["chosen"]
 
 
+async def test_plan_draws_who_holds_what_and_when(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    done = await on(tiny_mesh, "plan", tiny_mesh.model, "--png", str(picture))
+    assert done.returncode == 0, done.stderr
+    drawn = done.stdout.partition("who holds what")[2]
+    assert "6 layers" in drawn
+    assert "all layers with one token" in drawn
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    done = await on(tiny_mesh, "plan", tiny_mesh.model, "--png", str(tmp_path / "no" / "plan.png"))
+    assert done.returncode == 2
+    assert "folder" in done.stderr
+
+
+async def test_status_watches_what_every_device_measures(tiny_mesh: TinyMesh) -> None:
+    words = ("run", tiny_mesh.model, "the cat sat", "--max-tokens", "12", "--json")
+    done = await on(tiny_mesh, *words)
+    assert done.returncode == 0, done.stderr
+    body, text = await watched(tiny_mesh, "--json"), await watched(tiny_mesh)
+    (model,) = json.loads(body)["models"]
+    assert len(model["rows"]) >= 2  # no device holds all of it
+    for row in model["rows"]:
+        for kind in ("prefill", "decode"):
+            assert row[kind]["predicted"]["compute_ms"] > 0
+            assert row[kind]["measured"]["compute_ms"] > 0
+        assert row["decode"]["measured"]["wire_ms"] > 0
+        assert row["decode"]["measured"]["sent_kb"] > 0
+        assert row["name"] in text
+    assert model["decode"]["measured_ms"] > 0
+    status = json.loads((await on(tiny_mesh, "status", "--json")).stdout)
+    assert {one["plan_id"] for one in status["efforts"]} <= {model["plan_id"]}
+
+
+async def watched(mesh: TinyMesh, *words: str) -> str:
+    """The first thing that is shown; then Ctrl-C."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "apps.cli", "status", "--watch", *words),
+        *("--home", str(mesh.owner.home)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    end = b"\n" if "--json" in words else b"ratio; ms"
+    async with asyncio.timeout(30):
+        shown = await process.stdout.readuntil(end)
+    process.send_signal(signal.SIGINT)
+    _, errors = await process.communicate()
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors
+    return shown.decode()
+
+
 async def test_invite_and_join_bring_a_device_in(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
     code = json.loads((await on(tiny_mesh, "invite", "--json")).stdout)["code"]
     assert code in (await on(tiny_mesh, "invite")).stdout
@@ -203,6 +254,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path, option: str) -> None:
     ("words", "said"),
     [
         (("--memory", "lots"), "a size is a number and a unit"),
+        (("--device", "cuda:99"), "one that is here: "),
         (("--interface", "nosuch0"), "no network interface 'nosuch0'"),
         (("--peer", "kitchen"), "an address is HOST:PORT"),
     ],

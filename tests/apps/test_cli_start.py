@@ -63,6 +63,18 @@ _ANSWERS = {
     "/potluck/models": {"device": "", "models": []},
     "/potluck/ps": {"devices": []},
     "/potluck/transfers": {"transfers": []},
+    "/potluck/plan": {
+        "model": "m",
+        "chosen": {
+            "reason": "",
+            "stages": [{"stage": 0, "layers": [0, 1], "device": ""}],
+            "head": [],
+        },
+        "devices": [{"id": "", "name": "here"}],
+        "timelines": [],
+        "candidates": [],
+        "not_shown": 0,
+    },
 }
 
 
@@ -99,6 +111,7 @@ def imported(*words: str, status: int = 0) -> list[str]:
     [
         ("list",),
         ("ps",),
+        ("plan", "m"),
         ("rm", "m"),
         ("pull", "m"),
         ("run", "m", "the cat"),

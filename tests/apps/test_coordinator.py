@@ -35,7 +35,7 @@ from mesh.ids import Epoch, PeerId, SessionId
 from mesh.membership import Member, View
 from mesh.messages import Health
 from mesh.node import Node
-from planner.cost import held_bytes
+from planner.memory import held_bytes
 from planner.plan import Capacity, Plan, Span
 from planner.profile import Curve, DeviceProfile, LinkProfile
 from runtime.compute.precision import Precision

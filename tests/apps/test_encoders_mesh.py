@@ -25,7 +25,7 @@ from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.planning.profiles import SCRATCH_BYTES
 from mesh.errors import ModelNotFound
-from planner.cost import held_bytes
+from planner.memory import held_bytes
 from planner.plan import Capacity, Span
 from runtime.checkpoints import Model, open_model
 from runtime.seq2seq.weights import Seq2SeqCheckpoint

@@ -11,7 +11,7 @@ import pytest
 from apps.planning.messages import Commit
 from mesh.errors import Busy, PlanError, StaleEpoch
 from mesh.ids import SessionId
-from planner.cost import held_bytes
+from planner.memory import held_bytes
 from planner.plan import Capacity, Plan
 from runtime.compute.precision import Precision
 from runtime.weights import Checkpoint

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from apps.bench.lan import why_not
 from apps.client import ApiError
 from apps.measure import generate, generate_and
 from runtime.stored.model_files import DEFAULT_MODEL, has_default_model
 from tests.apps.conftest import TinyMesh
 from tests.chaos import Case, Home, run_case
-from tests.lan import why_not
 
 pytestmark = pytest.mark.timeout(300)
 NEEDS_MODEL = pytest.mark.skipif(

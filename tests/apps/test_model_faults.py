@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from apps.bench.lan import why_not
 from apps.client import ApiError
 from apps.local_mesh import Device
 from runtime.stored.layout import files_of, layout_of
@@ -21,7 +22,6 @@ from runtime.stored.manifest import Manifest, make_manifest
 from runtime.weights import Checkpoint
 from tests.apps.test_models_mesh import fetched, get, put
 from tests.chaos import Home
-from tests.lan import why_not
 from tests.runtime.tiny_model import write_tiny_gemma
 
 pytestmark = [

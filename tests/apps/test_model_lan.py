@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from apps.bench.lan import Lan, why_not
 from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.measure import generate
@@ -24,7 +25,6 @@ from runtime.stored.layout import files_of, layout_of, share_of
 from runtime.stored.manifest import make_manifest
 from runtime.stored.model_files import PACKAGE, cache_dir, default_path, has_default_model
 from runtime.weights import Checkpoint
-from tests.lan import Lan, why_not
 
 pytestmark = [
     pytest.mark.lan,

@@ -37,8 +37,8 @@ from mesh.limits import MAX_NAME_CHARS
 from mesh.messages import Reply, Request, decode_message, encode_message
 from mesh.node import Node
 from planner.choose import MAX_SEARCHED_DEVICES
-from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
-from planner.profile import LayerProfile, ModelProfile
+from planner.plan import Capacity, Effort, Job, Plan, Prediction, Share, Span, Stage, StageForecast
+from planner.profile import Cuttable, LayerProfile, ModelProfile
 from planner.room import MAX_MODELS
 from runtime.weights import Checkpoint
 from tests.runtime.room import make_plan, peer
@@ -142,7 +142,8 @@ async def test_a_report_of_another_version_is_passed_over() -> None:
 
 def test_what_is_known_of_the_most_models_in_force_fits_a_message() -> None:
     """Of large models on as many devices as are searched, with all that a plan may say one day."""
-    layers = (LayerProfile(10**10, 10**6, 4096),) * 128
+    layers = (LayerProfile(10**10, 10**6, 4096, cut=1),) * 128
+    cut = Cuttable(*[10**5] * 6, *[10**9] * 6)
     in_force = []
     for number in range(MAX_MODELS):
         model = ModelId(f"{number:064x}")
@@ -152,6 +153,8 @@ def test_what_is_known_of_the_most_models_in_force_fits_a_message() -> None:
             for n in range(MAX_SEARCHED_DEVICES)
         )
         memory = tuple((peer(n), 10**12) for n in range(MAX_SEARCHED_DEVICES))
+        effort = Effort(0.1, 0.1, 0.1)
+        forecasts = tuple(StageForecast(n, 0, effort, effort) for n in range(MAX_SEARCHED_DEVICES))
         plan = Plan(
             Epoch(10**9, peer(0)),
             PlanId.new(),
@@ -161,9 +164,12 @@ def test_what_is_known_of_the_most_models_in_force_fits_a_message() -> None:
             stages,
             Capacity(32, 131_072),
             "r" * 1000,
-            Prediction(1.0, 0.1, 10**6, memory),
+            Prediction(1.0, 0.1, 10**6, memory, forecasts),
+            tuple(Share(peer(n), vocab=every) for n in range(MAX_SEARCHED_DEVICES)),
         )
-        profile = ModelProfile(model, plan.model_name, layers, 10**10, 8192, 256_000, 131_072)
+        profile = ModelProfile(
+            model, plan.model_name, layers, 10**10, 8192, 256_000, 131_072, (cut, cut)
+        )
         wish = Wish(ModelRef(model, plan.model_name, "/" * 255), profile, plan.capacity)
         in_force.append(Known(plan, wish, 1.0, 32))
     report = Reply(1, None, to_plain(Report(tuple(in_force))))

@@ -10,10 +10,15 @@ from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
 from planner.profile import (
     Cluster,
     Curve,
+    Cuttable,
     DeviceProfile,
     LayerProfile,
     LinkProfile,
     ModelProfile,
+    PartCurves,
+    ShareCurves,
+    Stacks,
+    WireCost,
 )
 
 MB = 1_000_000
@@ -69,6 +74,87 @@ def gemma() -> ModelProfile:
         LayerProfile(22_300_000, 2048, None if index % 6 == 5 else 512) for index in range(18)
     )
     return ModelProfile(ModelId("c" * 64), "gemma-3-270m", layers, 671 * MB, 640, 262_144, 32_768)
+
+
+# --- devices that share layers -------------------------------------------------------------------
+
+HEADS, COLUMNS, HIDDEN = 16, 4096, 1024
+COUNTS = (1, 16, 64, 256, 512)
+
+
+def bert(
+    layers: int = 24, stacks: Stacks = Stacks.ENCODER, head_bytes: int = MB, kv_bytes: int = 8192
+) -> ModelProfile:
+    """As large as BERT's large one, held as fp32: 50 MB a layer."""
+    map_bytes = 4 * HIDDEN
+    cut = Cuttable(
+        heads=HEADS,
+        kv_heads=HEADS,
+        head_dim=64,
+        columns=COLUMNS,
+        output_unit=32,
+        column_unit=32,
+        query_bytes=64 * map_bytes,
+        kv_bytes=2 * 64 * map_bytes,
+        output_bytes=32 * map_bytes,
+        column_bytes=map_bytes,
+        down_bytes=32 * map_bytes,
+        rest_bytes=4 * map_bytes,
+    )
+    each = (LayerProfile(cut.whole_bytes, kv_bytes, None),) * layers
+    of = ModelId("d" * 64)
+    return ModelProfile(of, "bert", each, head_bytes, HIDDEN, 30_000, 8192, (cut,), stacks)
+
+
+def board(
+    number: int,
+    core: float = 0.25,
+    memory_bytes: int = 4000 * MB,
+    head_s: float = 2e-3,
+    *,
+    own_core: bool = False,
+) -> DeviceProfile:
+    """A device with a part of a server's core: a whole one takes 170 ms for a layer of `bert` with
+    512 rows. A call has a price of its own, so few rows and small shares are dearer than their
+    part of the work.
+    """
+    call_s, full_s = 30e-6 / core, 0.17 / core
+
+    def curve(of_layer: float, grows: float = 0.0) -> Curve:
+        """So much of a layer's time; a part `grows` of it goes with the square of the rows."""
+        return Curve(
+            tuple(
+                (
+                    n,
+                    call_s
+                    + full_s * of_layer * ((n + 5) / 517 * (1 - grows) + grows * (n / 512) ** 2),
+                )
+                for n in COUNTS
+            )
+        )
+
+    def share(part: int) -> ShareCurves:
+        return ShareCurves(
+            HEADS // part,
+            COLUMNS // part,
+            project=curve(0.225 / part),
+            attend=curve(0.08 / part, grows=0.8),
+            close=curve(0.075 / part),
+            mlp=curve(0.6 / part),
+        )
+
+    whole, connect = share(1), curve(0.02)
+    curves = (whole.project, whole.attend, whole.close, whole.mlp, connect)
+    layer = Curve(tuple((n, sum(one.at(n) for one in curves)) for n in COUNTS))
+    parts = PartCurves(whole, share(4), connect, 0.3e-9 / core, 1.2e-9 / core, 4e-9 / core)
+    wire = WireCost(1e-9 / core, 60e-6 / core, 1.2e-9 / core, 60e-6 / core, own_core)
+    name = NAMES[number % len(NAMES)]
+    return DeviceProfile(peer(number), name, memory_bytes, layer, head_s / core, 0, parts, wire)
+
+
+def at_mbit(mbit: float, *devices: DeviceProfile) -> Cluster:
+    """Everybody on one switch, at so many Mbit/s."""
+    return lan(*devices, round_trip_s=0.4e-3, bytes_per_s=mbit * 1e6 / 8 * 0.95)
 
 
 def pipeline(*parts: tuple[DeviceProfile, int, int]) -> tuple[Stage, ...]:

@@ -15,6 +15,7 @@ from planner.choose import MAX_SEARCHED_DEVICES, Choice, choose
 from planner.cost import fits, objective_s
 from planner.plan import Capacity, Job
 from planner.profile import Cluster, Curve, DeviceProfile, LinkProfile, ModelProfile
+from planner.request import Request
 from tests.planner.homes import EPOCH, MB, PLAN, device, gemma, lan, model, peer
 
 ONE = Capacity(1, 2048)
@@ -309,14 +310,16 @@ def test_a_plan_fits_or_the_refusal_is_in_words(home: Cluster, wanted: Capacity)
     for row in choice.candidates[1:]:
         assert row.reason
         if row.capacity == plan.capacity and row.prediction:
-            assert objective_s(row.prediction) >= objective_s(plan.predicted) - 1e-5
+            chosen_s = objective_s(plan.predicted, Request())
+            assert objective_s(row.prediction, Request()) >= chosen_s - 1e-5
 
 
 @settings(max_examples=60, deadline=None)
 @given(homes(), WANTED)
 def test_the_same_home_gets_the_same_plan(home: Cluster, wanted: Capacity) -> None:
     shuffled = Cluster(home.devices[::-1], home.links[::-1])
-    assert plan_or_none(home, wanted) == plan_or_none(shuffled, wanted)
+    one, other = plan_or_none(home, wanted), plan_or_none(shuffled, wanted)
+    assert (one and (one.plan, one.candidates)) == (other and (other.plan, other.candidates))
 
 
 @settings(max_examples=60, deadline=None)
@@ -340,4 +343,6 @@ def test_more_memory_never_makes_it_worse(
     assert new_step <= old_step
     if new_step == old_step:
         # A microsecond a device may go to filling them evenly.
-        assert objective_s(after.plan.predicted) <= objective_s(before.plan.predicted) + 1e-5
+        assert objective_s(after.plan.predicted, Request()) <= (
+            objective_s(before.plan.predicted, Request()) + 1e-5
+        )

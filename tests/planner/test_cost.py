@@ -8,20 +8,12 @@ from math import inf
 import pytest
 
 from mesh.errors import PlanError
-from planner.cost import (
-    EXPECTED_NEW_TOKENS,
-    FRAME_OVERHEAD_BYTES,
-    KV_SLACK_TOKENS,
-    PREFILL_TOKENS,
-    fits,
-    hidden_bytes,
-    layer_bytes,
-    network_s,
-    objective_s,
-    predict,
-)
+from planner.cost import fits, network_s, objective_s, predict
+from planner.memory import KV_SLACK_TOKENS, layer_bytes
+from planner.network import FRAME_OVERHEAD_BYTES, hidden_bytes
 from planner.plan import Capacity
 from planner.profile import Cluster, LayerProfile, LinkProfile
+from planner.request import EXPECTED_NEW_TOKENS, PREFILL_TOKENS, Request
 from tests.planner.homes import MB, device, gemma, lan, model, peer, pipeline
 
 ONE = Capacity(1, 1000)
@@ -60,7 +52,7 @@ def test_two_devices_add_a_hop_there_and_the_token_back() -> None:
 def test_the_objective_weighs_a_prompt_and_its_answer() -> None:
     laptop = device(0)
     predicted = predict(pipeline((laptop, 0, 6)), lan(laptop), model(), ONE)
-    assert objective_s(predicted) == pytest.approx(
+    assert objective_s(predicted, Request()) == pytest.approx(
         predicted.prefill_s + EXPECTED_NEW_TOKENS * predicted.decode_s
     )
 

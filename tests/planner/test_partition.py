@@ -17,6 +17,7 @@ from planner.partition import EVEN_FILL_S, Subset, fastest_placements, nearest_p
 from planner.plan import Capacity, Plan, Stage
 from planner.profile import Cluster, Curve, DeviceProfile, LayerProfile, LinkProfile, ModelProfile
 from planner.replan import Move, moved_bytes
+from planner.request import Request
 from planner.words import shortages
 from tests.planner.homes import (
     MB,
@@ -102,7 +103,7 @@ def test_the_search_equals_brute_force(data: st.DataObject) -> None:
 
     def cost_s(stages: tuple[Stage, ...]) -> float:
         load = moved_bytes(move.old, stages, of) * move.cost_s_per_byte if move else 0.0
-        return objective_s(predict(stages, home, of, capacity)) + load
+        return objective_s(predict(stages, home, of, capacity), Request()) + load
 
     least: dict[Subset, float] = {}
     for stages in all_placements(home, len(of.layers)):
@@ -128,7 +129,7 @@ def test_the_least_shortage_equals_brute_force(data: st.DataObject) -> None:
 
     least: dict[Subset, int] = {}
     for stages in all_placements(home, len(of.layers)):
-        if objective_s(predict(stages, home, of, ONE)) < inf:
+        if objective_s(predict(stages, home, of, ONE), Request()) < inf:
             subset = subset_of(stages)
             least[subset] = min(least.get(subset, short(stages)), short(stages))
     found = nearest_placements(home, of, ONE)

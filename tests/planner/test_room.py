@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mesh.errors import DoesNotFit, NoRoom
 from mesh.ids import ModelId, PeerId, PlanId
 from planner.choose import Choice, choose
-from planner.cost import held_bytes
+from planner.memory import held_bytes
 from planner.plan import Capacity, Plan
 from planner.profile import Cluster, ModelProfile
 from planner.room import (

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId, SessionId
-from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
+from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
 from runtime.checkpoints import Model
+from runtime.compute.torch_device import CPU
+from runtime.cut import WHOLE, Cut, cut_of
+from runtime.heads.chooser import HeadShare
 from runtime.outbox import Outbox
 from runtime.pipeline import Pipeline
 from runtime.post import Post
@@ -99,7 +102,7 @@ class Device:
         if header.kind.from_owner:
             failure = StepFailed(header.plan, header.session, reason, lost=True)
             self.steps.on_step_failed(failure)
-        elif header.kind in (Kind.HIDDEN, Kind.ENCODED):
+        elif not header.kind.to_owner:
             self.pipeline.on_lost(header, reason)
 
     def deliver(self, source: PeerId, frame: TensorFrame) -> None:
@@ -112,14 +115,22 @@ class Device:
         if plan.model in self.plans:
             self.pipeline.end(self.plans[plan.model])
         self.plans[plan.model] = plan.plan_id
-        span = plan.layers_of(self.me)
-        if span is None:
+        if plan.head:
+            vocab = next((one.vocab for one in plan.head if one.device == self.me), None)
+            share = None
+            if vocab is not None:
+                share = HeadShare(checkpoint.load_head(None, vocab), vocab, CPU)
+            self.pipeline.heads.install(plan, share, checkpoint.spec.hidden_size)
+        index = plan.stage_of(self.me)
+        if index is None:
             return
-        blocks = {i: self.room.block(checkpoint, i) for i in range(span.first, span.last)}
+        span = plan.stages[index].layers
+        cut = cut_of(plan, self.me).of_layers
+        blocks = {i: self.room.block(checkpoint, i, cut) for i in range(span.first, span.last)}
         last = span.last == len(checkpoint.profile().layers)
-        head = self.room.head(checkpoint) if last else None
+        leads = last and plan.stages[-1].lead == self.me
+        head = self.room.head(checkpoint) if leads and not plan.head else None
         stage = stage_of(checkpoint, span, blocks, head)
-        index = next(i for i, one in enumerate(plan.stages) if one.layers == span)
         self.pipeline.install(Post(plan, index, stage, checkpoint.traffic))
 
 
@@ -136,7 +147,7 @@ class Room:
         self._owners: dict[SessionId, PeerId] = {}
         self._plan: Plan | None = None
         self._changed = asyncio.Condition()
-        self._blocks: dict[tuple[ModelId, int], object] = {}
+        self._blocks: dict[tuple[ModelId, int, Cut], object] = {}
         self._heads: dict[ModelId, object] = {}
 
     @classmethod
@@ -160,10 +171,10 @@ class Room:
                 for device in room.devices.values():
                     device.worker.close()
 
-    def block(self, checkpoint: Model, index: int) -> object:
-        key = (checkpoint.model_id, index)
+    def block(self, checkpoint: Model, index: int, cut: Cut = WHOLE) -> object:
+        key = (checkpoint.model_id, index, cut)
         if key not in self._blocks:
-            self._blocks[key] = checkpoint.load_layer(index)
+            self._blocks[key] = checkpoint.load_layer(index, cut=cut)
         return self._blocks[key]
 
     def head(self, checkpoint: Model) -> object:
@@ -193,6 +204,7 @@ class Room:
         gone.worker.close()
         for device in self.devices.values():
             device.outbox.forget(peer(number))
+            device.pipeline.forget(peer(number))
             device.steps.interrupt(StaleEpoch(f"{peer(number).short} is gone"))
 
     def session(
@@ -224,10 +236,10 @@ class Room:
     async def open(self, plan: Plan, request: OpenSession) -> int:
         self._owners[request.session] = request.owner
         held: list[int] = []
-        for stage in plan.stages:
-            if stage.lead not in self.devices:
+        for share in [share for stage in plan.stages for share in stage.shares]:
+            if share.device not in self.devices:
                 raise LinkClosed("gone")
-            held.append(self.devices[stage.lead].pipeline.open(request))
+            held.append(self.devices[share.device].pipeline.open(request))
         return min(held)
 
     async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.plan import Span
 from runtime.compute import compiled, kernels, linear, team
-from runtime.compute.linear import Linear, Part, held_bytes
+from runtime.compute.linear import Columns, Linear, Part, column_unit, held_bytes
 from runtime.compute.matrix import as_codes
 from runtime.compute.precision import Precision
 from runtime.formats.gguf import GGMLType
@@ -169,3 +170,32 @@ def test_rounding_keeps_zeros_and_the_largest_weight() -> None:
     weights[0, 3], weights[1, 40] = -5.0, 2.0
     raw = np.frombuffer(weights.numpy().tobytes(), np.uint8)
     assert torch.allclose(as_codes(raw, GGMLType.F32, 2, 64).floats(), weights)
+
+
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("kind", [*QUANTISED, GGMLType.F32])
+def test_columns_of_whole_blocks_of_which_some_have_no_input(
+    kind: GGMLType, precision: Precision
+) -> None:
+    unit = max(kind.block_weights, column_unit(1024, kind, precision))
+    brought = Span(unit, 3 * unit)
+    used = Span(brought.first + unit // 3, brought.last - unit // 4)
+    stored, _ = part(kind, 6, len(brought), 7)
+    whole, some = filled([stored], len(brought), precision), Linear(6, len(used))
+    some.fill([stored], precision, Columns(1024, used, brought))
+    for count in (1, 3, 40):
+        x = torch.randn(count, len(used), generator=torch.Generator().manual_seed(count))
+        padded = torch.zeros(count, len(brought))
+        padded[:, used.first - brought.first : used.last - brought.first] = x
+        expected = whole(padded)
+        assert (some(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_share_of_a_map_that_stays_fp32_stays_fp32_too() -> None:
+    """Though its own columns would fall into whole groups."""
+    stored, _ = part(GGMLType.F32, 3, 32, 1)
+    made = Linear(3, 32)
+    made.fill([stored], Precision.INT8, Columns(40, Span(8, 40), Span(8, 40)))
+    assert made.weight is not None
+    assert made.weight.dtype is torch.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planner.cost import KV_SLACK_TOKENS, layer_bytes
+from planner.memory import KV_SLACK_TOKENS, layer_bytes
 from planner.plan import Capacity, Span
 from runtime.kv_cache import SessionCache
 from runtime.turns import MAX_STEP_ROWS

@@ -12,11 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import ConfigError, GenerationFailed
-from runtime.chosen import LOWEST_LOGPROB
+from runtime.chosen import LOWEST_LOGPROB, Chosen
+from runtime.heads import question
+from runtime.heads.question import Choice
 from runtime.history import History
-from runtime.sampling import MAX_SEED, Sampling, draw, sample
+from runtime.sampling import MAX_SEED, Sampling
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 2.0])
+
+
+def draw(
+    logits: torch.Tensor, sampling: Sampling, position: int, history: History | None = None
+) -> Chosen:
+    return question.draw(logits, Choice(sampling, position, history))
+
+
+def sample(
+    logits: torch.Tensor, sampling: Sampling, position: int, history: History | None = None
+) -> int:
+    return draw(logits, sampling, position, history).token
 
 
 def draws(sampling: Sampling, logits: torch.Tensor = LOGITS, count: int = 4000) -> Counter[int]:

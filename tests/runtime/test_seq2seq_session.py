@@ -11,6 +11,7 @@ from torch import Tensor
 from mesh.errors import GenerationFailed, PromptTooLong
 from mesh.ids import PeerId
 from mesh.tensor_frame import DType, Kind, TensorFrame
+from runtime.cut import WHOLE
 from runtime.models.encoder_block import EncoderLayer
 from runtime.replay import MAX_FAILED_STEPS
 from runtime.sampling import Sampling
@@ -279,7 +280,7 @@ async def test_a_damaged_file_on_the_owner_s_own_device(
         section = encoder.load_layer(0)
         assert isinstance(section.layer, EncoderLayer)
         section.layer.mlp_norm.weight.fill_(torch.nan)
-        room._blocks[(encoder.model_id, 0)] = section
+        room._blocks[(encoder.model_id, 0, WHOLE)] = section
         await room.put_up(make_plan(encoder, ()))
         with pytest.raises(GenerationFailed, match="not finite"):
             async for _ in room.reading(0, [column(TEXTS[1])]).all_vectors():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mesh.errors import GenerationFailed
 from mesh.ids import SessionId
 from planner.plan import Span
+from runtime.cut import WHOLE
 from runtime.holdings import Holdings
 from runtime.prefix import BLOCK_TOKENS, chain
 from runtime.sampling import Sampling
@@ -63,14 +64,14 @@ def test_a_session_closed_while_its_step_computes_harms_nobody(
     """The loop closes it when the client hangs up; the worker is in the middle of a layer."""
     session = opened(stage)
     block = stage._blocks[-1]
-    forward = block.forward
+    enter = block.enter
     tokens = list(range(100, 164))
 
     def close_first(*arguments: object) -> object:
         stage.close(session, chain(tokens))
-        return forward(*arguments)
+        return enter(*arguments)
 
-    monkeypatch.setattr(block, "forward", close_first)
+    monkeypatch.setattr(block, "enter", close_first)
     assert step(stage, session, 0, PROMPT) is not None
     assert step(stage, session, 4, PROMPT[:1]) is None
     assert not stage._kept, "what the worker still writes to is not handed on"
@@ -159,10 +160,10 @@ async def test_a_new_plan_loads_only_what_is_missing(tiny: WholeModel) -> None:
     never = pytest.fail
     await holdings.load(tiny.checkpoint, Span(0, 2), 0, lambda: never("there is room"))
     held = holdings.models[tiny.checkpoint.model_id]
-    kept = held.blocks[1]
+    kept = held.blocks[1, WHOLE]
     await holdings.load(tiny.checkpoint, Span(1, 3), 0, lambda: never("there is room"))
     assert held.layers == (0, 1, 2)
-    assert held.blocks[1] is kept
+    assert held.blocks[1, WHOLE] is kept
     holdings.release(tiny.checkpoint.model_id, Span(1, 3))
     assert held.layers == (1, 2)
     worker.close()

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from planner.plan import Span
+from runtime.heads.question import Choice, draw
 from runtime.kv_cache import SessionCache
 from runtime.models.block import Run
-from runtime.sampling import Sampling, sample
+from runtime.sampling import Sampling
 from runtime.weights import Checkpoint
 
 
@@ -52,7 +53,7 @@ class WholeModel:
         logits = self.prefill(prompt, cache, chunk)
         for position in range(len(prompt), len(prompt) + count):
             rows.append(logits)
-            chosen.append(sample(logits, sampling or Sampling(), position))
+            chosen.append(draw(logits, Choice(sampling or Sampling(), position, None)).token)
             if len(chosen) < count:
                 logits = self.logits(chosen[-1:], position, cache)
         return chosen, torch.stack(rows)

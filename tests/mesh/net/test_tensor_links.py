@@ -105,6 +105,28 @@ async def test_cut_connections_lose_nothing_and_repeat_nothing(seed):
         assert sent.sent_bytes == received.received_bytes
 
 
+async def test_each_frame_is_told_of_once_when_it_has_arrived():
+    """Also where the connection was cut meanwhile; the link is busy with one after the other."""
+    async with device(SECRET) as one, device(SECRET) as two:
+        relay = Relay(one.address)
+        told: list[tuple[int, float]] = []
+        one.links.on_sent = lambda header, seconds: told.append((header.position, seconds))
+        async with relay.running() as address:
+            await link_up(one, two, address)
+            clock = asyncio.get_running_loop().time
+            began_s = clock()
+            for number in range(40):
+                await send(one, two, 5000, number)
+                if number == 17:
+                    relay.cut()
+            await two.until(lambda: len(two.frames) >= 40)
+            while len(told) < 40:
+                await asyncio.sleep(0)
+        assert [position for position, _ in told] == list(range(40))
+        assert all(seconds >= 0 for _, seconds in told)
+        assert 0 < sum(seconds for _, seconds in told) <= clock() - began_s
+
+
 async def test_all_connections_cut_again_and_again_while_frames_flow():
     async with device(SECRET) as one, device(SECRET) as two:
         relay = Relay(one.address)
@@ -393,6 +415,8 @@ async def test_measuring_sends_few_bytes_and_none_to_the_handler():
         measured = await one.links.measure(two.peer)
         assert 0 < measured.round_trip_s < 1
         assert measured.bytes_per_s > 1e6
+        assert 0 < measured.frame_s < 0.1
+        assert 0 <= measured.byte_s < 1e-6  # of the processor: less than the link takes
         assert not two.frames
         probed = two.links.stats(one.peer).received_bytes
         assert probed <= MAX_PROBE_BYTES + 200 * 100

@@ -1,7 +1,7 @@
 """A home LAN on one machine: a bridge and N devices, each in a network namespace of its own.
 
 Nothing is added to the machine's own network, and no namespace has a way out. Needs root and
-iproute2 (and nftables for silent cuts); where they are missing, tests skip with the reason.
+iproute2 (and nftables for silent cuts); where they are missing, `why_not` says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def why_not() -> str | None:
         if shutil.which(tool) is None:
             return f"{tool} is not installed (apt-get install iproute2 nftables)"
     probe = f"plq{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    made = _tried("ip", "netns", "add", probe)
     if made.returncode != 0:
         return f"no namespace can be made: {made.stderr.strip()}"
     _run("ip", "netns", "del", probe)
@@ -123,12 +123,12 @@ class Lan:
 
     def _remove(self) -> None:
         for name in (*(self.namespace(index) for index in range(self.count)), self._switch):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            _tried("ip", "netns", "del", name)
 
 
 def _shape(namespace: str, device: str, mbit: int) -> None:
     tc = ("tc", "-n", namespace)
-    subprocess.run([*tc, "qdisc", "del", "dev", device, "root"], capture_output=True)
+    _tried(*tc, "qdisc", "del", "dev", device, "root")
     _run(*tc, "qdisc", "add", "dev", device, "root", "handle", "1:", "htb", "default", "10")
     burst = ("burst", "128k", "cburst", "128k", "quantum", "60000")
     rate = ("htb", "rate", f"{mbit}mbit", *burst)
@@ -152,6 +152,10 @@ def _setns(descriptor: int) -> None:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = _tried(*command)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _tried(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own words

@@ -1,0 +1,99 @@
+"""The meter: around each turn of this device, and beside each frame that comes or goes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from mesh.ids import PlanId
+from mesh.tensor_frame import FrameHeader
+from runtime.chores import Chores
+from runtime.efforts import PlanEfforts, Turn, of_prompts, of_tokens
+from runtime.stage import Slice
+from runtime.turns import SHORT_ROWS
+
+WINDOW: Final = 48  # turns of each kind: a few seconds of an answer, some prompts
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Of one plan."""
+
+    prompts: deque[Turn] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    tokens: deque[Turn] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    last: Turn | None = None  # the turn under way, or the last one
+    is_under_way: bool = False
+    ended_s: float = 0.0  # the last one
+    early_bytes: int = 0  # came for the next one
+
+
+class Meter:
+    """Of the plans in force here. Everything runs in the event loop."""
+
+    def __init__(self, chores: Chores, now_s: Callable[[], float]) -> None:
+        """`chores` says how long the worker waited, and what else it did."""
+        self._chores = chores
+        self._now_s = now_s
+        self._plans: dict[PlanId, _Kept] = {}
+        self._chores_s = 0.0  # done when the last turn ended
+
+    def begin(self, plan: PlanId) -> None:
+        """A plan is in force."""
+        self._plans[plan] = _Kept()
+
+    def end(self, plan: PlanId) -> None:
+        """A plan is over, and nobody asks for it any more."""
+        self._plans.pop(plan, None)
+
+    @property
+    def measured(self) -> tuple[PlanEfforts, ...]:
+        """Of each plan in force."""
+        return tuple(
+            PlanEfforts(plan, of_prompts(kept.prompts), of_tokens(kept.tokens))
+            for plan, kept in self._plans.items()
+        )
+
+    @contextmanager
+    def turn(self, plan: PlanId, slices: Sequence[Slice], used_s: float | None) -> Iterator[None]:
+        """Around a turn; one that fails does not count. `used_s` is when a conversation came or
+        went last: before it nobody waited.
+        """
+        kept = self._plans.get(plan, _Kept())
+        is_prompt = any(each.is_source or len(each.rows) > SHORT_ROWS for each in slices)
+        turn = Turn(sum(len(each.rows) for each in slices), len(slices))
+        turn.received_bytes, kept.early_bytes = kept.early_bytes, 0
+        kept.last, kept.is_under_way = turn, True
+        started_s, waited_s = self._now_s(), self._chores.waited_s
+        since_s = max(kept.ended_s, used_s if used_s is not None else started_s)
+        idle_s = max(0.0, started_s - since_s)
+        beside_s = min(idle_s, self._chores.worked_s - self._chores_s)
+        try:
+            yield
+            kept.ended_s = self._now_s()
+            waited_s = self._chores.waited_s - waited_s
+            turn.compute_s = max(0.0, kept.ended_s - started_s - waited_s) + beside_s
+            turn.wait_s = waited_s + idle_s - beside_s
+            (kept.prompts if is_prompt else kept.tokens).append(turn)
+        finally:
+            kept.is_under_way = False
+            self._chores_s = self._chores.worked_s
+
+    def received(self, plan: PlanId, size_bytes: int) -> None:
+        """A frame came: for the turn under way, or for the next one."""
+        kept = self._plans.get(plan)
+        if kept is None:
+            return
+        if kept.is_under_way and kept.last is not None:
+            kept.last.received_bytes += size_bytes
+        else:
+            kept.early_bytes += size_bytes
+
+    def sent(self, header: FrameHeader, seconds: float) -> None:
+        """A frame has arrived elsewhere, and its link was busy with it for so long."""
+        kept = self._plans.get(header.plan)
+        if kept is not None and kept.last is not None:
+            kept.last.sent_bytes += header.tile_bytes
+            kept.last.wire_s += seconds

@@ -1,0 +1,85 @@
+"""One turn of a stage that is shared: pieces out and in, as the worker's thread sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import Tensor
+
+from mesh.errors import GenerationFailed
+from mesh.tensor_frame import DType
+from planner.plan import Wire
+from runtime.mailbox import Mailbox
+from runtime.walks.exchange import Key
+from runtime.walks.wire import DTYPES, pack, unpack
+
+# The last resort against a device that is stuck though its heart beats: one that serves another
+# model's prompt of 512 tokens meanwhile takes some 20 s on a Pi.
+PIECE_TIMEOUT_S: Final = 60.0
+PASS_NUMBERS: Final = 1 << 15  # between the pieces of one pass and those of the next
+END: Final = (-1, -1)  # the key of what ends a turn before its time
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A piece as it came."""
+
+    rows: Tensor  # packed
+
+
+@dataclass(slots=True)
+class TurnExchange:
+    """See `runtime.walks.exchange.Exchange`."""
+
+    turn: int
+    me: int
+    wires: list[Wire]  # of the link to each device; widened here where numbers did not fit
+    letters: Mailbox[tuple[int, Key], Letter]
+    post: Callable[[int, int, DType, Tensor], None]
+    _first: int = field(default=-PASS_NUMBERS, init=False)
+
+    @property
+    def count(self) -> int:
+        return len(self.wires)
+
+    def start_pass(self) -> None:
+        """The numbers of the next pieces begin anew."""
+        self._first += PASS_NUMBERS
+
+    def send(self, to: int, number: int, rows: Tensor, *, exact: bool = False) -> None:
+        wire = Wire.FP32 if exact else self.wires[to]
+        dtype, packed = pack(rows, wire)
+        if dtype is not DTYPES[wire]:  # too large for the narrow type, and so may others be
+            self.wires[to] = Wire.FP32
+        self.post(to, self._first + number, dtype, packed)
+
+    def take(self, origin: int, number: int, shape: tuple[int, int]) -> Tensor:
+        key = (self.turn, (origin, self._first + number))
+        letter = self.letters.take(key, PIECE_TIMEOUT_S, self._end)
+        rows = unpack(letter.rows)
+        if rows.shape != shape:
+            raise GenerationFailed(
+                f"device {origin} of the stage sent {list(rows.shape)} in place of {list(shape)}"
+            )
+        return rows
+
+    def look(self) -> None:
+        self.letters.look()
+
+    def has(self, keys: Iterable[Key]) -> bool:
+        wanted = [(self.turn, (origin, self._first + number)) for origin, number in keys]
+        return self.letters.has(wanted, self._end)
+
+    def wait(self) -> None:
+        self.letters.wait(PIECE_TIMEOUT_S, self._end)
+
+    @property
+    def _end(self) -> tuple[int, Key]:
+        return end_of(self.turn)
+
+
+def end_of(turn: int) -> tuple[int, Key]:
+    """Where the word lies that a turn is given up."""
+    return turn, END

@@ -1,0 +1,58 @@
+"""A walk: how one turn goes through the layers of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from torch import Tensor
+
+from runtime.models.parts import Layer, through
+
+Wanted = Sequence[int] | None  # rows of a pass; None: all
+
+
+class Walk(Protocol):
+    """Of one device; what it exchanges with others is its own affair."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other devices take part."""
+
+    def run(
+        self,
+        layers: Sequence[Layer[Any]],
+        hidden: Tensor,
+        places: Sequence[Any],
+        wanted: Wanted = None,
+        *,
+        everywhere: bool = False,
+    ) -> Tensor | None:
+        """All rows [S, hidden] through the layers, each with where the rows stand in it.
+
+        The wanted rows come out, [W, hidden]; unless they are to be `everywhere`, None on a device
+        that is not the stage's lead. Raises GenerationFailed where the devices of the stage do not
+        get through it together.
+        """
+
+
+class Whole:
+    """All of it here."""
+
+    is_shared = False
+
+    def run(
+        self,
+        layers: Sequence[Layer[Any]],
+        hidden: Tensor,
+        places: Sequence[Any],
+        wanted: Wanted = None,
+        *,
+        everywhere: bool = False,
+    ) -> Tensor:
+        for layer, place in zip(layers, places, strict=True):
+            hidden = through(layer, hidden, place)
+        return hidden if wanted is None else hidden[list(wanted)]
+
+
+WHOLE: Final = Whole()

@@ -1,0 +1,53 @@
+"""Numbers as they travel inside a stage: fp32, fp16, or 8 bits with a scale for each row."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mesh.errors import ProtocolError
+from mesh.tensor_frame import DType
+from planner.plan import Wire
+
+SCALE_BYTES: Final = 4  # fp32, behind the bytes of its row
+
+DTYPES: Final = {Wire.FP32: DType.FLOAT32, Wire.FP16: DType.FLOAT16, Wire.INT8: DType.UINT8}
+
+
+def pack(rows: Tensor, wire: Wire) -> tuple[DType, Tensor]:
+    """[S, width] fp32 as it travels: a tensor of its own memory, unless it stays fp32.
+
+    What is too large for fp16, or has no scale, travels as it is: the type says so.
+    """
+    if wire is Wire.FP16:
+        halves = rows.half()
+        if torch.isfinite(halves).all():
+            return DType.FLOAT16, halves
+    if wire is Wire.INT8:
+        scales = rows.abs().amax(dim=1, keepdim=True).div_(127.0)  # [S, 1]
+        if torch.isfinite(scales).all():
+            tiny = torch.finfo(torch.float32).tiny
+            codes = (rows / scales.clamp_min(tiny)).round_().to(torch.int8)  # [S, width]
+            return DType.UINT8, torch.cat((codes.view(torch.uint8), scales.view(torch.uint8)), 1)
+    return DType.FLOAT32, rows.contiguous()
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """[S, width] fp32 of what `pack` made; where that is fp32, the very same memory."""
+    if packed.dtype is torch.float16:
+        return packed.float()
+    if packed.dtype is torch.uint8:
+        scales = packed[:, -SCALE_BYTES:].contiguous().view(torch.float32)  # [S, 1]
+        return packed[:, :-SCALE_BYTES].view(torch.int8).float() * scales
+    return packed
+
+
+def numbers_in(dtype: DType, width: int) -> int:
+    """How many numbers a row has that travels so wide. Raises ProtocolError for other types."""
+    if dtype in (DType.FLOAT32, DType.FLOAT16):
+        return width
+    if dtype is DType.UINT8 and width > SCALE_BYTES:
+        return width - SCALE_BYTES
+    raise ProtocolError(f"rows [.., {width}] inside a stage do not travel as {dtype.name}")

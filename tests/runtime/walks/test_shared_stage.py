@@ -1,0 +1,144 @@
+"""A session over stages that several devices share: the tokens of one device, whatever is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mesh.tensor_frame import Kind, TensorFrame
+from planner.plan import Span, Split
+from runtime.session import Session
+from runtime.weights import Checkpoint
+from tests.runtime.room import Room, make_plan, peer
+from tests.runtime.tiny_model import write_tiny_gemma
+from tests.runtime.walks.plans import group, grouped
+
+LAYERS = 4
+PROMPT = [(7 * n) % 250 + 3 for n in range(90)]
+TOKENS = 12
+ALL = Span(0, LAYERS)
+SPLITS = [Split.HYBRID, Split.TENSOR, Split.SEQUENCE]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_tiny_gemma(path, layers=LAYERS, seed=1)
+    return Checkpoint.open(Path(path))
+
+
+async def collect(session: Session) -> list[int]:
+    return [token async for token in session.tokens()]
+
+
+async def undisturbed(checkpoint: Checkpoint, prompt: list[int] = PROMPT) -> list[int]:
+    async with Room.of(checkpoint, 1) as room:
+        await room.put_up(make_plan(checkpoint, ()))
+        return await collect(room.session(0, prompt, TOKENS))
+
+
+def shared(
+    checkpoint: Checkpoint,
+    split: Split,
+    devices: tuple[int, ...],
+    layers: Span = ALL,
+    **how: object,
+):
+    spec = checkpoint.spec
+    return group(layers, devices, split, heads=spec.heads, columns=spec.ffn_size, **how)
+
+
+@pytest.mark.parametrize("parts", [(1, 1), (3, 1), (1, 1, 1), (1, 2, 4), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("split", SPLITS)
+async def test_the_same_tokens_however_a_stage_is_shared(
+    checkpoint: Checkpoint, split: Split, parts: tuple[int, ...]
+) -> None:
+    expected = await undisturbed(checkpoint)
+    count = len(parts)
+    async with Room.of(checkpoint, count + 1) as room:
+        stage = shared(checkpoint, split, tuple(range(count)), parts=parts, tiles=2)
+        await room.put_up(grouped(checkpoint, stage))
+        assert await collect(room.session(count, PROMPT, TOKENS)) == expected
+        assert not room.failures
+
+
+@pytest.mark.parametrize("split", SPLITS)
+async def test_stages_of_groups_one_after_the_other(checkpoint: Checkpoint, split: Split) -> None:
+    expected = await undisturbed(checkpoint)
+    async with Room.of(checkpoint, 5) as room:
+        front = shared(checkpoint, split, (0, 1), Span(0, 1), parts=(1, 2))
+        back = shared(checkpoint, Split.HYBRID, (2, 3, 4), Span(1, LAYERS), tiles=3)
+        await room.put_up(grouped(checkpoint, front, back))
+        assert await collect(room.session(4, PROMPT, TOKENS)) == expected
+
+
+@pytest.mark.parametrize("split", SPLITS)
+async def test_several_conversations_share_the_turns(checkpoint: Checkpoint, split: Split) -> None:
+    prompts = [PROMPT[: 20 + 30 * n] for n in range(3)]
+    expected = [await undisturbed(checkpoint, prompt) for prompt in prompts]
+    async with Room.of(checkpoint, 2) as room:
+        await room.put_up(grouped(checkpoint, shared(checkpoint, split, (0, 1), tiles=2)))
+        sessions = [room.session(n % 2, prompt, TOKENS) for n, prompt in enumerate(prompts)]
+        assert await asyncio.gather(*(collect(session) for session in sessions)) == expected
+
+
+@pytest.mark.parametrize("split", SPLITS)
+async def test_a_prompt_that_begins_like_the_last_one(checkpoint: Checkpoint, split: Split) -> None:
+    """What only the lead has of the first answer is computed again by all."""
+    longer = [*PROMPT, *PROMPT[:70]]
+    expected = await undisturbed(checkpoint, longer)
+    async with Room.of(checkpoint, 2) as room:
+        await room.put_up(grouped(checkpoint, shared(checkpoint, split, (0, 1))))
+        await collect(room.session(0, PROMPT, TOKENS))
+        assert await collect(room.session(0, longer, TOKENS)) == expected
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["lead", "other"])
+@pytest.mark.parametrize("kind", [Kind.ORDER, Kind.PIECE])
+@pytest.mark.parametrize("split", SPLITS)
+async def test_a_device_lost_inside_a_turn_costs_one_replay(
+    checkpoint: Checkpoint, split: Split, kind: Kind, lost: int
+) -> None:
+    expected = await undisturbed(checkpoint)
+    async with Room.of(checkpoint, 4) as room:
+        vanished = asyncio.Event()
+
+        def swallow(source: object, target: object, frame: TensorFrame) -> TensorFrame | None:
+            """From the first such frame on the device says nothing any more."""
+            if frame.header.kind is kind and peer(lost) in (source, target):
+                vanished.set()
+            return None if vanished.is_set() and peer(lost) in (source, target) else frame
+
+        room.tamper = swallow
+        await room.put_up(grouped(checkpoint, shared(checkpoint, split, (0, 1, 2))))
+        answer = asyncio.create_task(collect(room.session(3, PROMPT, TOKENS)))
+        await asyncio.wait_for(vanished.wait(), 10)
+        await room.lose(lost)
+        room.tamper = None
+        left = tuple(one for one in (0, 1, 2) if one != lost)
+        await room.put_up(grouped(checkpoint, shared(checkpoint, split, left), counter=2))
+        assert await asyncio.wait_for(answer, 20) == expected
+        assert len(room.pauses) == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+async def test_a_piece_that_comes_twice_breaks_the_turn_and_nothing_else(
+    checkpoint: Checkpoint, split: Split
+) -> None:
+    expected = await undisturbed(checkpoint)
+    async with Room.of(checkpoint, 2) as room:
+        seen: list[TensorFrame] = []
+
+        def again(source: object, target: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is Kind.PIECE and not seen and source == peer(1):
+                seen.append(frame)
+                room.devices[peer(0)].pipeline.on_frame(peer(1), frame)
+            return frame
+
+        room.tamper = again
+        await room.put_up(grouped(checkpoint, shared(checkpoint, split, (0, 1))))
+        assert await collect(room.session(0, PROMPT, TOKENS)) == expected
+        assert seen
+        assert any("twice" in refusal for refusal in room.refusals)
