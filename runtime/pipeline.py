@@ -12,43 +12,29 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
-from mesh.errors import Busy, PotluckError, ProtocolError, StaleEpoch
+from mesh.errors import PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Capacity
-from runtime.assembly import Assembly
 from runtime.heads.desk import HeadDesk
-from runtime.history import History
 from runtime.meter import Meter
 from runtime.outbox import Outbox
-from runtime.post import Conversation, Post
+from runtime.post import Post
 from runtime.session_messages import OpenSession, StepFailed
-from runtime.stage import Slice, Stage
-from runtime.turns import Pace, Waiting, next_plan, next_turn
+from runtime.stage import Stage
+from runtime.turns import Waiting, next_plan, next_turn, slice_of
 from runtime.walks.group import Group
 from runtime.walks.sharing import Solitude, group_of
+from runtime.work import Work
 from runtime.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 Report = Callable[[PeerId, StepFailed], None]
-
-
-@dataclass(slots=True)
-class _Work:
-    """A post, and how its work goes."""
-
-    post: Post
-    room: Capacity  # less than in the plan where another model needs the memory
-    group: Group | None  # where other devices share the stage
-    solitude: Solitude
-    used_s: float | None = None  # when a conversation last came or went
-    last_turn: int = -1
-    pace: Pace = field(default_factory=Pace)
 
 
 class Pipeline:
@@ -58,11 +44,11 @@ class Pipeline:
         """`report` tells a session's owner that a step failed here; it must not raise."""
         self.refused: Counter[str] = Counter()  # frames dropped, by cause
         self.heads = HeadDesk(worker, outbox, self.refused)
-        self.meter = Meter(worker.chores, lambda: asyncio.get_running_loop().time())
+        self.meter = Meter(worker.chores, lambda: self._now_s)
         self._worker = worker
         self._outbox = outbox
         self._report = report
-        self._work: dict[PlanId, _Work] = {}
+        self._work: dict[PlanId, Work] = {}
         self._waiting: list[Waiting] = []  # whole steps, the oldest first
         self._more = asyncio.Event()
         self._turns = 0
@@ -88,15 +74,10 @@ class Pipeline:
             while True:
                 await self._more.wait()
                 await self._turn()
-                if not self._waiting and not self._is_ordered:
+                if not self._waiting and not any(work.is_ordered for work in self._work.values()):
                     self._more.clear()
         finally:
             self.heads.close()
-
-    @property
-    def _is_ordered(self) -> bool:
-        """Whether another device waits for a turn of ours."""
-        return any(work.group is not None and work.group.orders for work in self._work.values())
 
     def install(self, post: Post) -> None:
         """Puts a plan in force beside those that are; where its head is cut, after `heads`."""
@@ -105,7 +86,7 @@ class Pipeline:
             post.stage.choose_with(chooser)
         group = group_of(post, self._outbox.me, self._outbox.post, self._worker.chores)
         solitude = Solitude(post.plan, post.index)
-        self._work[post.plan.plan_id] = _Work(post, post.plan.capacity, group, solitude)
+        self._work[post.plan.plan_id] = Work(post, post.plan.capacity, group, solitude)
         self.meter.begin(post.plan.plan_id)
 
     def end(self, plan: PlanId, why: str = "") -> None:
@@ -126,65 +107,34 @@ class Pipeline:
         """From now on a plan has this room; conversations that have a place keep it."""
         work = self._work.get(plan)
         if work is not None:
-            # Caches that are kept may be as long as conversations were until now.
-            work.post.stage.limit(0 if room.context < work.room.context else room.sessions)
-            work.room = room
+            work.limit(room)
 
     # --- conversations ----------------------------------------------------------------------------
 
     def open(self, request: OpenSession) -> int:
         """Makes room for a conversation; returns how many of its tokens are known here already.
 
-        Raises StaleEpoch for another plan than the one in force, Busy when every place is taken,
-        ProtocolError when the conversation is longer than the plan allows.
+        Raises StaleEpoch for another plan than the one in force, and what `Work.open` raises.
         """
         work = self._work.get(request.plan)
         if work is None or request.epoch != work.post.plan.epoch:
             raise StaleEpoch(f"plan {request.plan[:8]} of epoch {request.epoch} is not in force")
-        post, room, most = work.post, work.room, work.post.plan.capacity.context
-        known = request.session in post.conversations
-        if not known and len(post.conversations) >= room.sessions:
-            raise Busy(
-                f"all {room.sessions} places for a conversation are taken; "
-                "wait for one to end, or start the devices with more --sessions or --memory"
-            )
-        if request.context > most:
-            raise ProtocolError(f"the plan has room for {most} tokens a conversation")
-        if request.context > room.context:
-            raise StaleEpoch(f"by now there is room for {room.context} tokens a conversation")
-        history = History.unpack(request.history) if request.sampling.needs_history else None
-        held = post.stage.open(
-            request.session,
-            request.sampling,
-            request.context,
-            prefix=request.prefix,
-            history=history,
-            places=room.sessions,
-        )
-        post.conversations[request.session] = Conversation(request)
-        work.solitude.opened(request.session)
-        work.used_s = asyncio.get_running_loop().time()
-        return held
+        return work.open(request, self._now_s)
 
     def close(self, session: SessionId, owner: PeerId, prefix: bytes = b"") -> None:
         """Frees a conversation's place; one that is not here, or another's, stays as it is."""
         for work in self._work.values():
-            conversation = work.post.conversations.get(session)
-            if conversation is not None and conversation.opened.owner == owner:
-                del work.post.conversations[session]
-                work.solitude.closed(session)
-                work.post.stage.close(session, prefix)
-                work.used_s = asyncio.get_running_loop().time()
+            work.close(session, owner, prefix, self._now_s)
 
     def forget(self, peer: PeerId) -> None:
         """A device is gone, and its conversations with it."""
         self.heads.forget(peer)
         for work in self._work.values():
-            if work.group is not None and work.group.has(peer):
-                work.group.abandon(StaleEpoch(f"{peer.short} is gone, and its share of a stage"))
-            for session, conversation in list(work.post.conversations.items()):
-                if conversation.opened.owner == peer:
-                    self.close(session, peer)
+            work.forget(peer, self._now_s)
+
+    @property
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
 
     # --- receive ----------------------------------------------------------------------------------
 
@@ -208,15 +158,18 @@ class Pipeline:
             self.refused["closed conversation"] += 1
             return
         try:
-            self._receive(peer, frame, work, conversation)
+            step = work.receive(peer, frame, conversation)
         except ProtocolError as error:
             # The owner sends the step again; the link is closed by whoever called us.
             self.refused["malformed"] += 1
             conversation.assembly = None
             self._fail(conversation.opened, f"{peer.short} sent: {error}")
             raise
+        if step is not None:
+            self._waiting.append(step)
+            self._more.set()
 
-    def _receive_in_stage(self, peer: PeerId, frame: TensorFrame, work: _Work) -> None:
+    def _receive_in_stage(self, peer: PeerId, frame: TensorFrame, work: Work) -> None:
         if work.group is None:
             raise ProtocolError(f"{peer.short} has no share of a stage here")
         try:
@@ -224,24 +177,8 @@ class Pipeline:
         except ProtocolError:
             self.refused["malformed"] += 1
             raise
-        if work.group.orders:
+        if work.is_ordered:
             self._more.set()
-
-    def _receive(
-        self, peer: PeerId, frame: TensorFrame, work: _Work, conversation: Conversation
-    ) -> None:
-        header, post = frame.header, work.post
-        expected = post.expected(conversation.opened, header.kind)
-        is_lead = work.group is None or work.group.is_lead
-        if not is_lead or peer != post.upstream(conversation.opened, header.kind):
-            raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
-        expected.check(header)
-        if conversation.assembly is None or header.row == 0:
-            conversation.assembly = Assembly(header)
-        if conversation.assembly.add(frame):
-            self._waiting.append(Waiting(header, conversation.assembly.rows))
-            self._more.set()
-            conversation.assembly = None
 
     def on_lost(self, header: FrameHeader, reason: str) -> None:
         """What this stage sent on did not arrive: the next device is gone, as seen from here."""
@@ -256,7 +193,7 @@ class Pipeline:
         if conversation is not None:
             self._fail(conversation.opened, reason, lost=True)
 
-    def _work_of(self, header: FrameHeader) -> _Work | None:
+    def _work_of(self, header: FrameHeader) -> Work | None:
         """The work under the very plan and epoch that a frame names."""
         work = self._work.get(header.plan)
         return work if work is not None and work.post.plan.epoch == header.epoch else None
@@ -294,7 +231,7 @@ class Pipeline:
                     except Exception as error_of_one:
                         self._give_up(work.post, one[0], error_of_one)
 
-    async def _follow(self, work: _Work, group: Group) -> None:
+    async def _follow(self, work: Work, group: Group) -> None:
         """A turn that the lead of a stage has ordered; it has the answers."""
         order = group.orders.pop(0)
         measured = self.meter.turn(work.post.plan.plan_id, order.slices, work.used_s)
@@ -302,18 +239,17 @@ class Pipeline:
             await self._worker.run(work.post.stage.turn, order.slices, walk)
 
     async def _compute(
-        self, work: _Work, turn: Sequence[tuple[Waiting, int]], group: Group | None
+        self, work: Work, turn: Sequence[tuple[Waiting, int]], group: Group | None
     ) -> None:
-        slices = [_slice(step, rows) for step, rows in turn]
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
+        slices = [slice_of(step, rows) for step, rows in turn]
+        started_s = self._now_s
         with self.meter.turn(work.post.plan.plan_id, slices, work.used_s):
             if group is None:
                 outs = await self._worker.run(work.post.stage.turn, slices)
             else:
                 with group.leading(slices) as walk:
                     outs = await self._worker.run(work.post.stage.turn, slices, walk)
-        work.pace.note(sum(rows for _, rows in turn), loop.time() - started_s)
+        work.pace.note(sum(rows for _, rows in turn), self._now_s - started_s)
         for (step, rows), out in zip(turn, outs, strict=True):
             step.done += rows
             if not step.left:
@@ -357,17 +293,6 @@ class Pipeline:
 
     def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
         self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
-
-
-def _slice(step: Waiting, rows: int) -> Slice:
-    last = step.done + rows
-    return Slice(
-        step.header.session,
-        step.header.position + step.done,
-        step.rows[step.done : last],
-        choose=step.header.choose and last == len(step.rows),
-        is_source=step.header.kind.is_source,
-    )
 
 
 def _whole(header: FrameHeader, kind: Kind, dtype: DType, out: torch.Tensor) -> FrameHeader:

@@ -14,6 +14,7 @@ import torch
 
 from mesh.ids import PlanId
 from mesh.tensor_frame import FrameHeader
+from runtime.stage import Slice
 
 MAX_STEP_ROWS: Final = 512  # tokens in one step; a longer prompt comes in several
 MIN_CHUNK_ROWS: Final = 32  # of a prompt that goes through several stages in chunks
@@ -35,6 +36,18 @@ class Waiting:
     @property
     def left(self) -> int:
         return len(self.rows) - self.done
+
+
+def slice_of(step: Waiting, rows: int) -> Slice:
+    """The next rows of a step."""
+    last = step.done + rows
+    return Slice(
+        step.header.session,
+        step.header.position + step.done,
+        step.rows[step.done : last],
+        choose=step.header.choose and last == len(step.rows),
+        is_source=step.header.kind.is_source,
+    )
 
 
 @dataclass(slots=True)

@@ -39,7 +39,8 @@ def unpack(packed: Tensor) -> Tensor:
     if packed.dtype is torch.float16:
         return packed.float()
     if packed.dtype is torch.uint8:
-        scales = packed[:, -SCALE_BYTES:].contiguous().view(torch.float32)  # [S, 1]
+        aligned = packed[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)
+        scales = aligned.view(torch.float32)  # [S, 1]
         return packed[:, :-SCALE_BYTES].view(torch.int8).float() * scales
     return packed
 

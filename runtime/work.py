@@ -1,0 +1,107 @@
+"""The work of a device under one plan: the conversations that have a place, and their steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mesh.errors import Busy, ProtocolError, StaleEpoch
+from mesh.ids import PeerId, SessionId
+from mesh.tensor_frame import TensorFrame
+from planner.plan import Capacity
+from runtime.assembly import Assembly
+from runtime.history import History
+from runtime.post import Conversation, Post
+from runtime.session_messages import OpenSession
+from runtime.turns import Pace, Waiting
+from runtime.walks.group import Group
+from runtime.walks.sharing import Solitude
+
+
+@dataclass(slots=True)
+class Work:
+    """A post, and how its work goes."""
+
+    post: Post
+    room: Capacity  # less than in the plan where another model needs the memory
+    group: Group | None  # where other devices share the stage
+    solitude: Solitude
+    used_s: float | None = None  # when a conversation last came or went, in the loop's time
+    last_turn: int = -1
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the lead of the stage waits for a turn of ours."""
+        return self.group is not None and bool(self.group.orders)
+
+    def limit(self, room: Capacity) -> None:
+        """From now on there is this room; conversations that have a place keep it."""
+        # Caches that are kept may be as long as conversations were until now.
+        self.post.stage.limit(0 if room.context < self.room.context else room.sessions)
+        self.room = room
+
+    def open(self, request: OpenSession, now_s: float) -> int:
+        """Makes room for a conversation; returns how many of its tokens are known here already.
+
+        Raises Busy when every place is taken, ProtocolError when the conversation is longer than
+        the plan allows, StaleEpoch when it is longer than there is room by now.
+        """
+        post, room, most = self.post, self.room, self.post.plan.capacity.context
+        known = request.session in post.conversations
+        if not known and len(post.conversations) >= room.sessions:
+            raise Busy(
+                f"all {room.sessions} places for a conversation are taken; "
+                "wait for one to end, or start the devices with more --sessions or --memory"
+            )
+        if request.context > most:
+            raise ProtocolError(f"the plan has room for {most} tokens a conversation")
+        if request.context > room.context:
+            raise StaleEpoch(f"by now there is room for {room.context} tokens a conversation")
+        history = History.unpack(request.history) if request.sampling.needs_history else None
+        held = post.stage.open(
+            request.session,
+            request.sampling,
+            request.context,
+            prefix=request.prefix,
+            history=history,
+            places=room.sessions,
+        )
+        post.conversations[request.session] = Conversation(request)
+        self.solitude.opened(request.session)
+        self.used_s = now_s
+        return held
+
+    def close(self, session: SessionId, owner: PeerId, prefix: bytes, now_s: float) -> None:
+        """Frees a conversation's place; one that is not here, or another's, stays as it is."""
+        conversation = self.post.conversations.get(session)
+        if conversation is not None and conversation.opened.owner == owner:
+            del self.post.conversations[session]
+            self.solitude.closed(session)
+            self.post.stage.close(session, prefix)
+            self.used_s = now_s
+
+    def forget(self, peer: PeerId, now_s: float) -> None:
+        """A device is gone: its conversations end, and what it shared does."""
+        if self.group is not None and self.group.has(peer):
+            self.group.abandon(StaleEpoch(f"{peer.short} is gone, and its share of a stage"))
+        for session in list(self.post.conversations):
+            self.close(session, peer, b"", now_s)
+
+    def receive(
+        self, peer: PeerId, frame: TensorFrame, conversation: Conversation
+    ) -> Waiting | None:
+        """Takes a tile; the step once it is whole. Raises ProtocolError for what no peer of the
+        plan would send.
+        """
+        header, post = frame.header, self.post
+        expected = post.expected(conversation.opened, header.kind)
+        is_lead = self.group is None or self.group.is_lead
+        if not is_lead or peer != post.upstream(conversation.opened, header.kind):
+            raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
+        expected.check(header)
+        if conversation.assembly is None or header.row == 0:
+            conversation.assembly = Assembly(header)
+        if not conversation.assembly.add(frame):
+            return None
+        rows, conversation.assembly = conversation.assembly.rows, None
+        return Waiting(header, rows)
