@@ -38,15 +38,23 @@ class Outbox:
         self._queues: dict[PeerId, asyncio.Queue[_Parcel]] = {}
         self._senders: dict[PeerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._is_over = False
 
     async def run(self) -> None:
         """Sends until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            await asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._is_over = True
 
     def post(self, peer: PeerId, header: FrameHeader, rows: torch.Tensor) -> None:
-        """Queues a whole step for `peer`. `rows` [S, width] must not be written to afterwards."""
+        """Queues a whole step for `peer`. `rows` [S, width] must not be written to afterwards.
+        When this device stops, nothing goes out any more.
+        """
+        if self._is_over:
+            return
         assert self._tasks is not None, "the outbox is not running"
         if peer not in self._queues:
             self._queues[peer] = asyncio.Queue()

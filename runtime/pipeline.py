@@ -76,8 +76,10 @@ class Pipeline:
                 await self._turn()
                 if not self._waiting and not any(work.is_ordered for work in self._work.values()):
                     self._more.clear()
-        finally:
+        finally:  # or the worker would wait for others for a while yet
             self.heads.close()
+            for work in self._work.values():
+                work.forget_all()
 
     def install(self, post: Post) -> None:
         """Puts a plan in force beside those that are; where its head is cut, after `heads`."""

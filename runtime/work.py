@@ -80,6 +80,11 @@ class Work:
             self.post.stage.close(session, prefix)
             self.used_s = now_s
 
+    def forget_all(self) -> None:
+        """This device stops: its worker waits for nobody any more."""
+        if self.group is not None:
+            self.group.abandon(StaleEpoch("this device stops"))
+
     def forget(self, peer: PeerId, now_s: float) -> None:
         """A device is gone: its conversations end, and what it shared does."""
         if self.group is not None and self.group.has(peer):

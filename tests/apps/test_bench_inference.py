@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.bench import cgroups
+from apps.bench import cases, cgroups
+from apps.bench.cases import Cases, bound_of, shapes_of
 from apps.bench.cgroups import Group
+from apps.bench.choosing import NO_LIMIT_BYTES, Wanted, chosen, in_words, surveyed
 from apps.bench.home import Environment
-from apps.bench.inference import Asked, bound_of
+from apps.bench.inference import rows_of
 from apps.bench.inference_goals import Figures, goals_of
-from apps.bench.measuring import difference
+from apps.bench.measuring import Passes, alike, difference
+from apps.bench.passes import Done, Model
 from apps.bench.report import Goal
 from apps.bench.shapes import SHAPES
 from apps.bench.strategies import (
@@ -30,11 +36,17 @@ from apps.bench.strategies import (
     spans,
     strategies_for,
 )
-from mesh.errors import ConfigError
+from apps.planning.profiles import described
+from mesh.codec import to_plain
+from mesh.errors import ConfigError, ModelNotFound
 from mesh.ids import PeerId
-from planner.plan import ROW_UNITS, Share, Span, Split
+from mesh.net.probe import LinkMeasure
+from planner.plan import ROW_UNITS, Prediction, Share, Span, Split, Wire
+from planner.profile import Curve
+from planner.request import Request
 from runtime.checkpoints import open_model
 from runtime.compute.precision import Precision
+from runtime.measured import Measured
 
 SIZES = Sizes(layers=4, heads=16, columns=4096)
 
@@ -60,7 +72,7 @@ def test_what_is_no_home_is_refused_with_an_example(text: str) -> None:
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="bert-large"):
-        _ = Asked(models=("bert-huge",)).shapes
+        shapes_of(("bert-huge",))
 
 
 def test_control_groups_of_both_versions_take_the_same_limits(tmp_path: Path) -> None:
@@ -141,6 +153,17 @@ def test_equal_devices_are_not_measured_twice() -> None:
     assert bound_of(strategies_for(uneven), uneven).name == "hybrid by speed fp16"
 
 
+def test_behind_the_first_home_exact_wires_are_left_to_megatron() -> None:
+    home = party(0.5, 0.125)
+    first, other = (strategies_for(home, exact=exact) for exact in (True, False))
+    names = {one.name for one in other}
+    assert names < {one.name for one in first}
+    assert {one.name for one in first} - names == {
+        f"{split} {cut} fp32" for split in ("sequence", "hybrid") for cut in ("even", "by speed")
+    }
+    assert {EVEN_TP, ONE, "sequence by speed int8", "hybrid even int8"} <= names
+
+
 def test_a_pipeline_has_no_more_stages_than_there_are_layers() -> None:
     home = party(0.25, 0.25, 0.25, 0.25)
     pipeline = next(one for one in strategies_for(home) if one.name == "pipeline")
@@ -149,6 +172,97 @@ def test_a_pipeline_has_no_more_stages_than_there_are_layers() -> None:
         (Share(home.devices[0]),),
         (Share(home.devices[1]),),
     ]
+
+
+# --- what the planner would do --------------------------------------------------------------------
+
+
+class Told:
+    """A device that says what it measured, as the processes of a home do."""
+
+    def __init__(self, index: int, others: Sequence[int], layer_s: float) -> None:
+        self.name = f"device {index}"
+        self.asked: dict[str, Any] = {}
+        links = {peer_of(other): LinkMeasure(1e-4, 1e8, 1e-6, 1e-10) for other in others}
+        measured = Measured(Curve(((1, layer_s / 284), (284, layer_s))), 0.001)
+        self._told = described(peer_of(index), self.name, 1 << 40, measured, links)
+
+    async def ask(self, do: str, **fields: Any) -> Any:
+        self.asked = {"do": do, **fields}
+        profile, links = self._told
+        return {"profile": to_plain(profile), "links": [to_plain(link) for link in links]}
+
+
+def peer_of(number: int) -> PeerId:
+    return PeerId(f"{number:064x}")
+
+
+def made(tmp_path: Path) -> Model:
+    path = SHAPES["distilbert"].write(tmp_path, 2)
+    profile = open_model(path, Precision.FP32).profile()
+    return Model("distilbert", path, profile, Sizes(2, 12, 3072), 284, 512)
+
+
+async def test_the_planner_sees_the_devices_as_they_measured_themselves(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    devices = [Told(0, [1], 0.2), Told(1, [0], 0.1)]
+    cluster = await surveyed(devices, model, [1 << 30])  # type: ignore[arg-type]
+    assert [device.asked["memory_bytes"] for device in devices] == [1 << 30, NO_LIMIT_BYTES]
+    assert [one.layer.at(284) for one in cluster.devices] == [0.2, 0.1]
+    assert {(one.source, one.target) for one in cluster.links} == {
+        (peer_of(0), peer_of(1)),
+        (peer_of(1), peer_of(0)),
+    }
+
+
+async def test_of_devices_that_cannot_share_a_layer_the_faster_one_is_chosen(
+    tmp_path: Path,
+) -> None:
+    model = made(tmp_path)
+    devices = [Told(0, [1], 0.2), Told(1, [0], 0.1)]
+    choice = chosen(
+        await surveyed(devices, model),  # type: ignore[arg-type]
+        model,
+        Wanted(Request(284, 0), Wire.FP16),
+    )
+    assert choice.plan.devices == (peer_of(1),)
+    assert choice.plan.predicted.prefill_s == pytest.approx(2 * 0.1, rel=0.1)
+    assert in_words(choice) == "all layers on device 1"
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+def test_the_planner_takes_no_narrower_wire_than_wanted(wire: Wire) -> None:
+    widest_first = [Wire.FP32, Wire.FP16, Wire.INT8]
+    allowed = Wanted(Request(284, 0), wire).allowed
+    assert allowed.wires == set(widest_first[: widest_first.index(wire) + 1])
+    assert allowed.head
+    assert allowed.strategies == set(Split)
+
+
+def test_the_answering_model_is_measured_in_one_home_and_its_rival_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "_answering", lambda: made(tmp_path))
+    found = Cases([cases.ANSWERING], tmp_path)
+    assert any("rpc-server" in text for text in found.skipped)
+    home = party(1.0, 1.0)
+    assert not found.of(Environment.parse("2x1"), home, is_first=True)
+    (case,) = found.of(Environment.parse(cases.ANSWERS_IN), home, is_first=False)
+    assert [one.name for one in case.strategies] == [ONE]
+    assert case.wanted.allowed.wires == {Wire.FP32}  # its text is to be that of one device
+
+
+def test_without_its_package_the_answering_model_is_skipped_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Model:
+        raise ModelNotFound("the default model needs a package")
+
+    monkeypatch.setattr(cases, "_answering", missing)
+    found = Cases([cases.ANSWERING], tmp_path)
+    assert any("needs a package" in text for text in found.skipped)
+    home = party(1.0, 1.0)
+    assert not found.of(Environment.parse(cases.ANSWERS_IN), home, is_first=True)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -236,6 +350,53 @@ def test_errors_are_told_by_wire() -> None:
     found = goals_of([one])
     assert goal(found, "fp16").met
     assert not goal(found, "fp32").met
+
+
+def test_a_prediction_is_held_against_what_was_measured() -> None:
+    one = replace(figures("2x0.25@125", one=1.0, plan=0.6), predicted=Prediction(0.5, 0.0, 0, ()))
+    found = goal(goals_of([one]), "prediction off by")
+    assert found.measured == pytest.approx(1 / 6)
+    assert not found.met
+
+
+def test_what_the_planner_was_not_allowed_is_no_rival() -> None:
+    seconds = {"one": 1.0, "hybrid even int8": 0.5, "hybrid even fp16": 0.62, "plan": 0.6}
+    found = goal(goals_of([figures("2x0.25@125", **seconds)]), "fastest other")
+    assert found.measured == pytest.approx(0.62 / 0.6)
+
+
+def test_an_answer_is_held_against_that_of_one_device() -> None:
+    one = replace(
+        figures("2x1@1000", one=1.0, plan=0.6),
+        predicted=Prediction(0.6, 0.02, 0, ()),
+        token_seconds={ONE: [0.03] * 5, PLANNER: [0.025] * 5},
+        alike={PLANNER: 0.5},
+    )
+    found = goals_of([one])
+    assert goal(found, "prefill").met
+    assert goal(found, "a token, times").measured == pytest.approx(1.2)
+    assert not goal(found, "a token, times").met
+    assert not goal(found, "prediction of a token").met
+    assert not goal(found, "tokens as of").met
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"), [([1, 2, 3, 4], 1.0), ([1, 2, 9, 4], 0.5), ([1, 2], 0.5), ([], 0.0)]
+)
+def test_answers_are_alike_up_to_the_first_other_token(answer: list[int], part: float) -> None:
+    assert alike(answer, [1, 2, 3, 4]) == part
+    assert alike(answer, []) is None
+
+
+def test_rows_say_what_was_chosen_and_how_long_it_should_have_taken() -> None:
+    done = [Done(0.2, answer_s=0.5, answer=(1, 2))] * 5
+    words, predicted = "all layers on device 0", Prediction(0.1, 0.5, 0, ())
+    one = Passes("2x1", "distilbert", PLANNER, done, words, predicted)
+    told = {row.what.partition(": ")[2]: row.median for row in rows_of(one)}
+    assert told[f"{PLANNER} ({words})"] == pytest.approx(200)
+    assert told[f"{PLANNER}, predicted"] == pytest.approx(100)
+    assert told[f"{PLANNER}, measured"] == pytest.approx(2)
+    assert told[f"{PLANNER}, a token measured"] == pytest.approx(0.5)
 
 
 def test_answers_of_another_length_say_nothing() -> None:

@@ -142,3 +142,25 @@ async def test_a_piece_that_comes_twice_breaks_the_turn_and_nothing_else(
         assert await collect(room.session(0, PROMPT, TOKENS)) == expected
         assert seen
         assert any("twice" in refusal for refusal in room.refusals)
+
+
+async def test_a_device_that_stops_waits_for_nobody(checkpoint: Checkpoint) -> None:
+    """Its worker's thread would keep the process for a minute."""
+    async with Room.of(checkpoint, 2) as room:
+        swallowed = asyncio.Event()
+
+        def swallow(source: object, target: object, frame: TensorFrame) -> TensorFrame | None:
+            if frame.header.kind is not Kind.PIECE:
+                return frame
+            swallowed.set()
+            return None
+
+        room.tamper = swallow
+        await room.put_up(grouped(checkpoint, shared(checkpoint, Split.HYBRID, (0, 1))))
+        answer = asyncio.create_task(collect(room.session(0, PROMPT, TOKENS)))
+        await asyncio.wait_for(swallowed.wait(), 10)
+        answer.cancel()
+        await asyncio.wait([answer])
+        workers = [device.worker for device in room.devices.values()]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(asyncio.to_thread(worker.wait_closed) for worker in workers))
