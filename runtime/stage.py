@@ -49,6 +49,7 @@ class _Open:
     prefix: bytes = b""  # the chain of the prompt
     held: int = 0  # tokens that all layers have, and that no turn under way takes back
     computing: bool = False  # in the worker's thread, right now
+    kept_as: bytes = b""  # the chain under which its cache is kept when that is over
 
 
 class Stage:
@@ -73,7 +74,7 @@ class Stage:
         self._device = device
         self._open: dict[SessionId, _Open] = {}
         # Between the loop and the worker: what a turn computes, and how far each session holds.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Caches of sessions that ended, by the chain of what they hold; the oldest goes first.
         self._kept: OrderedDict[bytes, SessionCache] = OrderedDict()
 
@@ -99,10 +100,11 @@ class Stage:
         again: a conversation that ended left them here, or one that is open has come so far. At
         most `places` caches stay in memory.
         """
-        self._open.pop(session, None)
-        cache, held = self._take(prefix, context)
-        self._open[session] = _Open(cache, sampling, history, prefix, held)
-        self.limit(places)
+        with self._lock:
+            self._open.pop(session, None)
+            cache, held = self._take(prefix, context)
+            self._open[session] = _Open(cache, sampling, history, prefix, held)
+            self.limit(places)
         return held
 
     def choose_with(self, chooser: Chooser) -> None:
@@ -111,18 +113,26 @@ class Stage:
 
     def limit(self, places: int) -> None:
         """Lets go of caches that are kept beyond `places`; those of open sessions stay."""
-        while self._kept and len(self._open) + len(self._kept) > places:
-            self._kept.popitem(last=False)
+        with self._lock:
+            while self._kept and len(self._open) + len(self._kept) > places:
+                self._kept.popitem(last=False)
 
     def close(self, session: SessionId, prefix: bytes = b"") -> None:
-        """Ends a session; its cache is kept for another that begins with the tokens of `prefix`,
-        unless the worker still writes to it.
+        """Ends a session; its cache is kept for another that begins with the tokens of `prefix`.
+        Where the worker still writes to it, which the lead of a stage may be done with already, it
+        is kept from then on.
         """
         with self._lock:
             opened = self._open.pop(session, None)
-            if opened is not None and prefix and not opened.computing:
-                self._kept.pop(prefix, None)
-                self._kept[prefix] = opened.cache
+            if opened is not None and opened.computing:
+                opened.kept_as = prefix
+            elif opened is not None:
+                self._keep(opened, prefix)
+
+    def _keep(self, opened: _Open, prefix: bytes) -> None:
+        if prefix:
+            self._kept.pop(prefix, None)
+            self._kept[prefix] = opened.cache
 
     @torch.inference_mode()
     def turn(self, slices: Sequence[Slice], walk: Walk = WHOLE) -> list[Tensor | None]:
@@ -149,8 +159,10 @@ class Stage:
             for each, one in going:
                 _rewind(one.cache, each)
             results = iter(self._compute(going, walk) if going else ())
-            for each, one in going:
-                one.held = each.position + len(each.rows)
+            with self._lock:
+                for each, one in going:
+                    one.held = each.position + len(each.rows)
+                    self._keep(one, one.kept_as)
         finally:
             for _, one in going:
                 one.computing = False
@@ -196,8 +208,8 @@ class Stage:
         """A cache that has the most of `prefix`, and how much: a kept one, or one that shares the
         rows of an open session, whichever has more; else an empty one.
         """
-        found = max(self._kept, key=lambda chain: common_tokens(chain, prefix), default=b"")
-        held = common_tokens(found, prefix)
+        found = max(self._kept, key=lambda chain: self._known(chain, prefix), default=b"")
+        held = self._known(found, prefix)
         if held and not self._kept[found].reaches(held):
             held = 0
         borrowed = self._borrow(prefix, context, held)
@@ -209,6 +221,12 @@ class Stage:
             cache.limit(context)
             return cache, held
         return self._empty(context), 0
+
+    def _known(self, chain: bytes, prefix: bytes) -> int:
+        """How many tokens of `prefix` a kept cache has. It may have fewer than its chain names: of
+        a stage whose rows are cut, only the lead has what was said in answer.
+        """
+        return min(common_tokens(chain, prefix), self._kept[chain].end) if chain else 0
 
     def _borrow(self, prefix: bytes, context: int, least: int) -> tuple[SessionCache, int] | None:
         """A cache that begins with what an open session holds of `prefix`, if more than `least`."""

@@ -69,12 +69,13 @@ def test_a_session_closed_while_its_step_computes_harms_nobody(
 
     def close_first(*arguments: object) -> object:
         stage.close(session, chain(tokens))
+        assert not stage._kept, "what the worker still writes to is not handed on"
         return enter(*arguments)
 
     monkeypatch.setattr(block, "enter", close_first)
     assert step(stage, session, 0, PROMPT) is not None
     assert step(stage, session, 4, PROMPT[:1]) is None
-    assert not stage._kept, "what the worker still writes to is not handed on"
+    assert list(stage._kept) == [chain(tokens)], "from then on it is"
 
 
 def test_a_gap_is_an_error_and_not_a_wrong_token(stage: Stage) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from mesh.tensor_frame import Kind, TensorFrame
-from planner.plan import Span, Split
+from planner.plan import Plan, Span, Split
+from runtime.chosen import Chosen
 from runtime.session import Session
+from runtime.stage import Stage
 from runtime.weights import Checkpoint
-from tests.runtime.room import Room, make_plan, peer
+from tests.runtime.room import Device, Room, make_plan, peer
 from tests.runtime.tiny_model import write_tiny_gemma
 from tests.runtime.walks.plans import group, grouped
 
@@ -29,11 +31,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint.open(Path(path))
 
 
-async def collect(session: Session) -> list[int]:
+async def collect(session: Session) -> list[Chosen]:
     return [token async for token in session.tokens()]
 
 
-async def undisturbed(checkpoint: Checkpoint, prompt: list[int] = PROMPT) -> list[int]:
+async def undisturbed(checkpoint: Checkpoint, prompt: list[int] = PROMPT) -> list[Chosen]:
     async with Room.of(checkpoint, 1) as room:
         await room.put_up(make_plan(checkpoint, ()))
         return await collect(room.session(0, prompt, TOKENS))
@@ -86,13 +88,33 @@ async def test_several_conversations_share_the_turns(checkpoint: Checkpoint, spl
 
 @pytest.mark.parametrize("split", SPLITS)
 async def test_a_prompt_that_begins_like_the_last_one(checkpoint: Checkpoint, split: Split) -> None:
-    """What only the lead has of the first answer is computed again by all."""
-    longer = [*PROMPT, *PROMPT[:70]]
+    """What only the lead has of the first answer is computed again by all, and no more."""
+    answer = await undisturbed(checkpoint)
+    longer = [*PROMPT, *(chosen.token for chosen in answer), *PROMPT[:70]]
     expected = await undisturbed(checkpoint, longer)
     async with Room.of(checkpoint, 2) as room:
-        await room.put_up(grouped(checkpoint, shared(checkpoint, split, (0, 1))))
-        await collect(room.session(0, PROMPT, TOKENS))
-        assert await collect(room.session(0, longer, TOKENS)) == expected
+        plan = grouped(checkpoint, shared(checkpoint, split, (0, 1)))
+        await room.put_up(plan)
+        assert await collect(room.session(0, PROMPT, TOKENS)) == answer
+        async with asyncio.timeout(10):  # the others are done a moment after the lead
+            while not all(kept(device, plan) for device in room.devices.values()):
+                await asyncio.sleep(0)
+        sent: list[int] = []
+
+        def watch(source: object, target: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is Kind.TOKENS:
+                sent.append(frame.header.position)
+            return frame
+
+        room.tamper = watch
+        assert await collect(room.session(1, longer, TOKENS)) == expected
+        assert min(sent) >= 64
+
+
+def kept(device: Device, plan: Plan) -> bool:
+    """Whether it has a cache of a conversation that ended."""
+    stage = device.pipeline._work[plan.plan_id].post.stage
+    return isinstance(stage, Stage) and bool(stage._kept)
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["lead", "other"])
