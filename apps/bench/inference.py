@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from apps.bench import home
+from apps.bench.cases import ANSWERING, LAYERS, Cases, shapes_of
 from apps.bench.home import Environment
 from apps.bench.inference_goals import Figures, goals_of
 from apps.bench.measuring import Measuring, Passes
 from apps.bench.passes import Model
 from apps.bench.report import Report, Row
-from apps.bench.shapes import SHAPES, Shape
-from apps.bench.strategies import BOUNDS, ONE, Party, Sizes, Strategy, strategies_for
+from apps.bench.strategies import PLANNER
 from mesh.errors import ConfigError
-from runtime.checkpoints import open_model
-from runtime.compute.precision import Precision
+from planner.plan import Prediction
 
 T = TypeVar("T")
 
-TOKENS: Final = 284  # of a pass: the mean length of what Galaxy was measured with
 ENVIRONMENTS: Final = (
     *(f"{count}x0.25@{mbit}" for count in (2, 4) for mbit in (125, 500, 1000)),
     *(f"{cores}@{mbit}" for cores in ("0.5+0.25+0.125", "0.5+0.125") for mbit in (125, 1000)),
@@ -36,7 +34,6 @@ ENVIRONMENTS: Final = (
     "2x1",
 )
 QUICK: Final = ("2x0.25@125", "2x1@1000")
-LAYERS: Final = {"bert-large": 4, "gpt2-large": 4, "distilbert": 6}  # all, or as fit the time
 MIN_RUNS: Final = 5
 
 Progress = Callable[[str], None]
@@ -49,21 +46,13 @@ class Asked:
     """What is to be measured, as a person says it."""
 
     environments: tuple[str, ...] = ENVIRONMENTS
-    models: tuple[str, ...] = tuple(LAYERS)
+    models: tuple[str, ...] = (*LAYERS, ANSWERING)
     runs: int = MIN_RUNS
 
     @property
     def homes(self) -> list[Environment]:
         """Raises ConfigError for what is none."""
         return [Environment.parse(text) for text in self.environments]
-
-    @property
-    def shapes(self) -> list[Shape]:
-        """Raises ConfigError for a name that is not known."""
-        if unknown := [name for name in self.models if name not in SHAPES]:
-            known = ", ".join(SHAPES)
-            raise ConfigError(f"no model {', '.join(unknown)} is measured; there are: {known}")
-        return [SHAPES[name] for name in self.models]
 
 
 def quick(asked: Asked) -> Asked:
@@ -75,56 +64,43 @@ def run(asked: Asked, progress: Progress) -> Report:
     """Raises ConfigError for what cannot be asked; what cannot be here is skipped, with why."""
     if asked.runs < MIN_RUNS:
         raise ConfigError(f"a median wants at least {MIN_RUNS} runs; got {asked.runs}")
-    homes, shapes = asked.homes, asked.shapes
+    homes = asked.homes
+    shapes_of(asked.models)
     if reason := home.why_not():
         return Report("inference", (), (), (f"everything: {reason}",))
-    return _until_signalled(_measure(homes, shapes, asked.runs, progress))
+    return _until_signalled(_measure(homes, asked, progress))
 
 
-async def _measure(
-    homes: Sequence[Environment], shapes: Sequence[Shape], runs: int, progress: Progress
-) -> Report:
+async def _measure(homes: Sequence[Environment], asked: Asked, progress: Progress) -> Report:
     passes: list[Passes] = []
     figures: list[Figures] = []
     skipped: list[str] = []
     with tempfile.TemporaryDirectory(prefix="potluck-bench-") as folder:
-        models = [_made(shape, Path(folder)) for shape in shapes]
-        for environment in homes:
+        cases = Cases(asked.models, Path(folder))
+        for number, environment in enumerate(homes):
             if reason := home.why_not_here(environment):
                 skipped.append(f"{environment}: {reason}")
                 continue
             async with Measuring.of(environment, progress) as measuring:
-                for model in models:
-                    strategies = strategies_for(measuring.party)
-                    bound = bound_of(strategies, measuring.party)
-                    found = await measuring.run(model, strategies, bound, runs)
+                for case in cases.of(environment, measuring.party, is_first=number == 0):
+                    found = await measuring.run(case, asked.runs)
                     passes += found
-                    figures.append(_figures(environment, model, found))
+                    figures.append(_figures(environment, case.model, found))
     skipped += [f"{_where(one)}: {one.failed}" for one in passes if one.failed]
-    rows = tuple(row for one in passes for row in _rows(one))
-    return Report("inference", rows, tuple(goals_of(figures)), tuple(skipped))
-
-
-def bound_of(strategies: Sequence[Strategy], party: Party) -> Strategy:
-    """The one whose work and wire are measured alone: Galaxy's, with fp16 on the wire."""
-    wanted = f"hybrid {'even' if party.is_even else 'by speed'} fp16"
-    return next(one for one in strategies if one.name == wanted)
-
-
-def _made(shape: Shape, folder: Path) -> Model:
-    layers = LAYERS[shape.name]
-    path = shape.write(folder, layers)
-    model_id = open_model(path, Precision.FP32).model_id
-    name = shape.name if layers == shape.layers else f"{shape.name}, {layers} of {shape.layers}"
-    return Model(name, path, model_id, Sizes(layers, shape.heads, shape.ffn), TOKENS)
+    rows = tuple(row for one in passes for row in rows_of(one))
+    return Report("inference", rows, tuple(goals_of(figures)), (*cases.skipped, *skipped))
 
 
 def _figures(environment: Environment, model: Model, found: Sequence[Passes]) -> Figures:
+    predicted = next((one.predicted for one in found if one.strategy == PLANNER), None)
     return Figures(
         environment,
         model.name,
         {one.strategy: one.seconds for one in found if one.done},
         {one.strategy: one.error for one in found if one.error is not None},
+        predicted,
+        {one.strategy: one.token_seconds for one in found if one.token_seconds},
+        {one.strategy: one.alike for one in found if one.alike is not None},
     )
 
 
@@ -132,19 +108,38 @@ def _where(one: Passes) -> str:
     return f"{one.environment}, {one.model}: {one.strategy}"
 
 
-def _rows(one: Passes) -> Iterator[Row]:
+def rows_of(one: Passes) -> Iterator[Row]:
     """Milliseconds of a pass; and what it took of the devices, where that is known."""
     if not one.done:
         return
     where = _where(one)
-    yield Row.of(where, "ms", [1e3 * seconds for seconds in one.seconds])
-    if one.error is not None and one.strategy not in (ONE, *BOUNDS):
+    words = f" ({one.words})" if one.words else ""
+    yield Row.of(f"{where}{words}", "ms", [1e3 * seconds for seconds in one.seconds])
+    if one.token_seconds:
+        yield Row.of(f"{where}, a token", "ms", [1e3 * seconds for seconds in one.token_seconds])
+    if one.predicted is not None:
+        yield from _predicted(one, one.predicted)
+    if one.error is not None:
         yield Row.of(f"{where}, error", "of the largest number", [one.error])
+    if one.alike is not None:
+        yield Row.of(f"{where}, tokens as of one device", "of all", [one.alike])
     if any(done.cpu_s for done in one.done):
         busiest = [1e3 * max(done.cpu_s) for done in one.done]
         yield Row.of(f"{where}, busiest device", "ms CPU", busiest)
     if any(done.sent_bytes for done in one.done):
         yield Row.of(f"{where}, sent", "MB", [done.sent_bytes / 1e6 for done in one.done])
+
+
+def _predicted(one: Passes, predicted: Prediction) -> Iterator[Row]:
+    """Beside what was measured: below 1, it was quicker."""
+    where, expected_s, token_s = _where(one), predicted.prefill_s, predicted.decode_s
+    yield Row.of(f"{where}, predicted", "ms", [1e3 * expected_s])
+    ratios = [seconds / expected_s for seconds in one.seconds]
+    yield Row.of(f"{where}, measured", "of predicted", ratios)
+    if one.token_seconds:
+        yield Row.of(f"{where}, a token predicted", "ms", [1e3 * token_s])
+        ratios = [seconds / token_s for seconds in one.token_seconds]
+        yield Row.of(f"{where}, a token measured", "of predicted", ratios)
 
 
 def _until_signalled(work: Coroutine[Any, Any, T]) -> T:

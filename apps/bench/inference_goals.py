@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Final
 
 from apps.bench.home import Environment
 from apps.bench.report import Goal
 from apps.bench.strategies import BOUNDS, EVEN_TP, GLOO, ONE, PLANNER, WIRE, WORK
+from planner.plan import Prediction, Wire
 
 NEVER_SLOWER: Final = 0.97  # of whatever else is the fastest
 PREDICTED: Final = 0.15  # of what is measured, either way
@@ -17,6 +18,8 @@ NEAR_LIMIT: Final = 1.20  # times the work alone or the wire alone, whichever ta
 OVER_GLOO: Final = 1.9  # 4 equal devices at 125 Mbit/s
 OVER_EVEN: Final = 2.6  # one device four times the other
 OVER_ONE: Final[Mapping[int, float]] = {125: 2.3, 1000: 3.3}  # 4 equal devices, by Mbit/s
+PREFILL_GAIN: Final = 1.6  # over one device, of what answers token by token
+TOKEN_GAIN: Final = 1.25
 FEW_DEVICES: Final = (2, 4)  # equal ones, that come near the limit
 WIRE_ERRORS: Final[Mapping[str, float]] = {"fp32": 1e-4, "fp16": 1e-2}
 LEADING_MODEL: Final = "bert-large"  # of which the figures beside others' are told
@@ -30,11 +33,15 @@ class Figures:
     model: str
     seconds: Mapping[str, Sequence[float]]  # of each strategy
     errors: Mapping[str, float]  # against one device
-    predicted_s: float | None = None  # of what the planner chose
+    predicted: Prediction | None = None  # of what the planner chose
+    token_seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of an answer
+    alike: Mapping[str, float] = field(default_factory=dict)  # tokens of it as of one device
 
     def median_s(self, strategy: str) -> float | None:
-        values = self.seconds.get(strategy)
-        return median(values) if values else None
+        return _median(self.seconds.get(strategy))
+
+    def median_token_s(self, strategy: str) -> float | None:
+        return _median(self.token_seconds.get(strategy))
 
     @property
     def where(self) -> str:
@@ -54,6 +61,7 @@ def goals_of(all_figures: Sequence[Figures]) -> list[Goal]:
 
 def _goals(figures: Figures) -> Iterator[Goal]:
     yield from _planner(figures)
+    yield from _answer(figures)
     yield from _near_limit(figures)
     home, best = figures.environment, _ours(figures)
     is_even = len(set(home.cores)) == 1
@@ -71,14 +79,33 @@ def _planner(figures: Figures) -> Iterator[Goal]:
     chosen = figures.median_s(PLANNER)
     if chosen is None:
         return
-    others = [figures.median_s(name) for name in figures.seconds if name not in (PLANNER, *BOUNDS)]
+    rivals = [name for name in figures.seconds if name not in (PLANNER, *BOUNDS)]
+    # The planner may take 8 bits only where somebody wants them, and here nobody does.
+    others = [figures.median_s(name) for name in rivals if Wire.INT8 not in name]
     fastest = min((one for one in others if one is not None), default=None)
     if fastest is not None:
         text = f"{figures.where}: the planner's choice, times the fastest other"
         yield Goal(text, NEVER_SLOWER, fastest / chosen)
-    if figures.predicted_s is not None:
+    if figures.predicted is not None:
         text = f"{figures.where}: prediction off by"
-        yield Goal(text, PREDICTED, abs(figures.predicted_s / chosen - 1), at_least=False)
+        off = abs(figures.predicted.prefill_s / chosen - 1)
+        yield Goal(text, PREDICTED, off, at_least=False)
+
+
+def _answer(figures: Figures) -> Iterator[Goal]:
+    """Of a model that answers token by token, beside one device."""
+    chosen, alone = figures.median_token_s(PLANNER), figures.median_token_s(ONE)
+    prefill_s, alone_s = figures.median_s(PLANNER), figures.median_s(ONE)
+    if chosen is None or alone is None or prefill_s is None or alone_s is None:
+        return
+    yield Goal(f"{figures.where}: prefill, times {ONE}", PREFILL_GAIN, alone_s / prefill_s)
+    yield Goal(f"{figures.where}: a token, times {ONE}", TOKEN_GAIN, alone / chosen)
+    if figures.predicted is not None:
+        text = f"{figures.where}: prediction of a token off by"
+        off = abs(figures.predicted.decode_s / chosen - 1)
+        yield Goal(text, PREDICTED, off, at_least=False)
+    if PLANNER in figures.alike:
+        yield Goal(f"{figures.where}: tokens as of {ONE}", 1.0, figures.alike[PLANNER])
 
 
 def _near_limit(figures: Figures) -> Iterator[Goal]:
@@ -105,3 +132,7 @@ def _ours(figures: Figures) -> float | None:
         return chosen
     rest = [figures.median_s(name) for name in figures.seconds if name not in (GLOO, *BOUNDS)]
     return min((one for one in rest if one is not None), default=None)
+
+
+def _median(values: Sequence[float] | None) -> float | None:
+    return median(values) if values else None

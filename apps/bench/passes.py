@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from apps.bench.home import Device, Home, all_of
 from apps.bench.strategies import Sizes, spans
 from mesh.codec import to_plain
-from mesh.ids import ModelId, SessionId
+from mesh.ids import SessionId
 from planner.plan import Plan
+from planner.profile import ModelProfile
 from runtime.compute.precision import Precision
 
 
@@ -21,10 +22,11 @@ class Model:
 
     name: str
     path: Path
-    model_id: ModelId
+    profile: ModelProfile
     sizes: Sizes
     tokens: int  # of a pass
-    chooses: bool = False  # whether a pass ends with a token, and not with hidden states
+    context: int  # that there is room for
+    answer: int = 0  # tokens that are then chosen one by one; without, a pass ends in hidden states
     precision: Precision = Precision.FP32
 
 
@@ -34,6 +36,8 @@ class Done:
 
     seconds: float
     said: Sequence[float] = ()  # numbers to be held against those of others
+    answer_s: float = 0.0  # for all tokens of the answer
+    answer: Sequence[int] = ()
     sent_bytes: int = 0  # by all devices
     cpu_s: tuple[float, ...] = ()  # of each device
 
@@ -80,15 +84,16 @@ class Ours:
     async def run(self, *, told: bool) -> Done:
         owner, plan = self._devices[0], self._plan.plan_id
         place = {"plan": plan, "session": SessionId.new(), "owner": owner.ready["peer"]}
-        await all_of(device.ask("open", **place) for device in self._devices)
+        await all_of(device.ask("open", **place, told=told) for device in self._devices)
         before = await self._usage()
-        choose = self._model.chooses or told
+        choose = told or self._model.answer > 0
         done = await owner.ask(
             "pass",
             plan=plan,
             session=place["session"],
             tokens=self._model.tokens,
             choose=choose and not self._is_idle,
+            decode=self._model.answer,
         )
         after = await self._usage()
         await all_of(device.ask("close", **place) for device in self._devices)
@@ -96,6 +101,8 @@ class Ours:
         return Done(
             done["s"],
             done["said"],
+            done["decode_s"],
+            done["tokens"],
             sum(new["sent_bytes"] - old["sent_bytes"] for new, old in pairs),
             tuple(new["cpu_s"] - old["cpu_s"] for new, old in pairs),
         )

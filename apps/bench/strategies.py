@@ -28,7 +28,7 @@ WORK: Final = "the work alone"
 WIRE: Final = "the wire alone"
 BOUNDS: Final = (WORK, WIRE)  # no device could be faster
 EVEN_TP: Final = "megatron even fp32"
-MOST_TILES: Final = 4
+MOST_TILES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,20 @@ class Strategy:
     wire: Wire = Wire.FP32
 
 
-def strategies_for(party: Party) -> list[Strategy]:
-    """All that are compared; those that would be one and the same on equal devices, once."""
-    found = [Strategy(ONE, _one), Strategy("pipeline", _pipeline)]
+def one_device() -> Strategy:
+    """The strongest alone: what everything is held against."""
+    return Strategy(ONE, _one)
+
+
+def strategies_for(party: Party, *, exact: bool = True) -> list[Strategy]:
+    """All that are compared; those that would be one and the same on equal devices, once. With
+    `exact`, Galaxy's and sequence parallelism with fp32 on the wire too.
+    """
+    found = [one_device(), Strategy("pipeline", _pipeline)]
     found.append(_shared(EVEN_TP, Split.TENSOR, Wire.FP32, even=True))
     for even in (True,) if party.is_even else (False, True):
         cut = "even" if even else "by speed"
-        for wire in (Wire.FP32, Wire.FP16):
+        for wire in Wire if exact else (Wire.FP16, Wire.INT8):
             found.append(_shared(f"sequence {cut} {wire}", Split.SEQUENCE, wire, even=even))
             found.append(_shared(f"hybrid {cut} {wire}", Split.HYBRID, wire, even=even))
         for tiles in range(2, MOST_TILES + 1):

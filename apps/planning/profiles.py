@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apps.models.library import Library
@@ -68,20 +68,7 @@ class Profiles:
             return ProfileReply(None, "is not measured yet", (), unmeasured=True)
         links = {peer: await self._link(peer, measuring=request.measure) for peer in request.peers}
         found = {peer: link for peer, link in links.items() if link is not None}
-        known = tuple(
-            LinkProfile(self._node.view.me, peer, link.round_trip_s, link.bytes_per_s)
-            for peer, link in found.items()
-        )
-        profile = DeviceProfile(
-            device=self._node.view.me,
-            name=self._name,
-            memory_bytes=memory_bytes,
-            layer=measured.layer,
-            head_s=measured.head_s,
-            scratch_bytes=SCRATCH_BYTES,
-            parts=measured.parts,
-            wire=wire_cost(measured, list(found.values())),
-        )
+        profile, known = described(self._node.view.me, self._name, memory_bytes, measured, found)
         return ProfileReply(profile, "", known, unmeasured=len(known) < len(links))
 
     def _memory_for(self, checkpoint: Model) -> int:
@@ -132,6 +119,30 @@ class Profiles:
             return None  # a link that cannot be measured cannot be used
         self._measured_links[peer] = (member.incarnation, found)
         return found
+
+
+def described(
+    me: PeerId,
+    name: str,
+    memory_bytes: int,
+    measured: Measured,
+    links: Mapping[PeerId, LinkMeasure],
+) -> tuple[DeviceProfile, tuple[LinkProfile, ...]]:
+    """What this device says of itself and of its links, by what was measured."""
+    known = tuple(
+        LinkProfile(me, peer, link.round_trip_s, link.bytes_per_s) for peer, link in links.items()
+    )
+    profile = DeviceProfile(
+        device=me,
+        name=name,
+        memory_bytes=memory_bytes,
+        layer=measured.layer,
+        head_s=measured.head_s,
+        scratch_bytes=SCRATCH_BYTES,
+        parts=measured.parts,
+        wire=wire_cost(measured, list(links.values())),
+    )
+    return profile, known
 
 
 def wire_cost(measured: Measured, links: Sequence[LinkMeasure]) -> WireCost | None:
