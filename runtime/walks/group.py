@@ -118,7 +118,7 @@ class Group:
             self._send(peer, self._header(turn, Kind.ORDER, DType.UINT8, packed), packed)
         try:
             yield self._begin(turn)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the others are not to wait for it
             self._give_up(turn, error)
             raise
 
@@ -129,7 +129,7 @@ class Group:
         """
         try:
             yield self._begin(order.turn)
-        except Exception as error:
+        except Exception as error:  # as well
             if not isinstance(error, PotluckError):  # exhausted memory, a bad operand, a bug
                 _log.error("a turn of a stage failed", exc_info=error)
             self._give_up(order.turn, error)
