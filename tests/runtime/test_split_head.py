@@ -20,7 +20,7 @@ from runtime.heads import question
 from runtime.heads.desk import spans_of
 from runtime.sampling import Sampling
 from runtime.weights import Checkpoint
-from tests.runtime.room import Room, altered, make_plan, peer
+from tests.runtime.room import Device, Room, altered, make_plan, peer
 from tests.runtime.test_several_models import OtherRoad
 from tests.runtime.tiny_model import write_tiny_gemma
 
@@ -234,13 +234,15 @@ async def test_a_share_that_cannot_be_reached(checkpoint: Checkpoint) -> None:
             assert room.failures[0].lost
             await room.put_up(cut(make_plan(checkpoint, (), 2), [(1, 1), (0, 2)]))
 
+        gone: list[Device] = []
+
         def fall_silent(answer: TensorFrame) -> TensorFrame:
-            gone = room.devices.pop(peer(2))
-            gone.worker.close()
+            gone.append(room.devices.pop(peer(2)))
             tasks.create_task(plan_anew())
             return answer
 
         await replayed(checkpoint, room, Kind.HEAD_TELL, fall_silent)
+        gone[0].worker.close()  # not before: what it was asked already, it answers
 
 
 async def test_a_plan_that_ends_while_a_share_is_asked(checkpoint: Checkpoint) -> None:
