@@ -105,8 +105,7 @@ class LayerCache:
         append, and the position of the first. Raises GenerationFailed for a gap or a full context.
         """
         count = keys.shape[1]
-        self.check(position, count)
-        self._make_room(count)
+        self.reserve(position, count)
         rows = self._rows
         start = position - rows.first
         rows.keys[:, start : start + count] = keys
@@ -116,8 +115,11 @@ class LayerCache:
         visible = slice(seen - rows.first, self.end - rows.first)
         return rows.keys[:, visible], rows.values[:, visible], seen
 
-    def check(self, position: int, count: int) -> None:
-        """Raises GenerationFailed unless `count` tokens can be added at `position`."""
+    def reserve(self, position: int, count: int) -> None:
+        """Makes room for `count` tokens at `position`; appending them then allocates nothing.
+
+        Raises GenerationFailed for a gap or a full context.
+        """
         if position != self.end:
             raise GenerationFailed(
                 f"expected the token at position {self.end}, got {position}; replay the session"
@@ -126,6 +128,7 @@ class LayerCache:
             raise GenerationFailed(
                 f"the context of {self.context} tokens is full; start a new session"
             )
+        self._make_room(count)
 
     def _make_room(self, count: int) -> None:
         """Drops old tokens or grows, so that `count` more fit behind the end and are ours alone."""

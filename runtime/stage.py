@@ -157,7 +157,7 @@ class Stage:
                 one.computing, one.held = True, min(one.held, each.position)
         try:
             for each, one in going:
-                _rewind(one.cache, each)
+                _prepare(one.cache, each)
             results = iter(self._compute(going, walk) if going else ())
             with self._lock:
                 for each, one in going:
@@ -247,10 +247,15 @@ class Stage:
         return SessionCache(spec, self.span, context, self._device)
 
 
-def _rewind(cache: SessionCache, each: Slice) -> None:
+def _prepare(cache: SessionCache, each: Slice) -> None:
+    """Goes back to where the slice begins, and makes room for all of it.
+
+    Caches stay, activations go: room made in the midst of them would keep their memory from being
+    used again by wider ones, 25 MB for a prompt of 512 tokens in Gemma 3 270M.
+    """
     cache.truncate(each.position)
     for layer in cache.layers:
-        layer.check(each.position, len(each.rows))
+        layer.reserve(each.position, len(each.rows))
 
 
 def _choice(each: Slice, one: _Open) -> Choice:
