@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from apps.sim.clock import run_virtual, virtual_loop
+from apps.sim.home import Home
+from apps.sim.network import PORT, End, SimTransport
 from mesh.codec import encode
 from mesh.control_link import ControlLink
 from mesh.errors import ConfigError, DialTimeout, LinkClosed, NoLeader, RequestFailed, SessionError
@@ -18,9 +21,6 @@ from mesh.limits import MAX_CANDIDATES, MAX_OUTBOX_MESSAGES, MAX_REQUESTS_PER_PE
 from mesh.messages import Beat, Hello, decode_message, encode_message
 from mesh.node import Node
 from mesh.state_store import StoredState
-from tests.sim.clock import run_virtual, virtual_loop
-from tests.sim.home import Home
-from tests.sim.network import PORT, End, SimTransport
 
 STRANGER = PeerId("f" * 64)
 

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from apps.sim.clock import run_virtual, virtual_loop
+from apps.sim.history import disagreements, false_deaths, violations
+from apps.sim.home import Device, Home
 from mesh.errors import LinkClosed
 from mesh.events import LeaderElected, PeerDied, PeerJoined, PeerLeft, PeerSuspected
-from tests.sim.clock import run_virtual, virtual_loop
-from tests.sim.history import disagreements, false_deaths, violations
-from tests.sim.home import Device, Home
 
 SEEDS = range(8)
 Scenario = Callable[[Home], Awaitable[None]]

@@ -11,10 +11,10 @@ import random
 
 import pytest
 
-from tests.sim.clock import run_virtual
-from tests.sim.faults import storm
-from tests.sim.history import disagreements, violations
-from tests.sim.home import Home
+from apps.sim.clock import run_virtual
+from apps.sim.faults import storm
+from apps.sim.history import disagreements, violations
+from apps.sim.home import Home
 
 SEEDS = 200
 CHUNK = 10

@@ -7,13 +7,13 @@ import contextvars
 import hashlib
 import random
 
+from apps.sim.clock import DEVICE, virtual_loop
+from apps.sim.history import History, Mark
+from apps.sim.network import PORT, Network
 from mesh.ids import Address, PeerId
 from mesh.membership import View
 from mesh.node import Node, NodeSettings
 from mesh.state_store import MemoryStore
-from tests.sim.clock import DEVICE, virtual_loop
-from tests.sim.history import History, Mark
-from tests.sim.network import PORT, Network
 
 
 class Device:

@@ -26,19 +26,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.now_s = 0.0
         super().__init__(_JumpingSelector(self))
-        self._ready: deque[asyncio.Handle] = _Ready()
+        self._queue = _Ready()
+        self._ready = self._queue
 
     def time(self) -> float:
         return self.now_s
 
     def stop_device(self, device: str) -> None:
-        self._ready.held.setdefault(device, [])
+        self._queue.held.setdefault(device, [])
 
     def continue_device(self, device: str) -> None:
-        self._ready.extend(self._ready.held.pop(device, []))
+        self._queue.extend(self._queue.held.pop(device, []))
 
     def is_stopped(self, device: str) -> bool:
-        return device in self._ready.held
+        return device in self._queue.held
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -53,7 +54,7 @@ class _JumpingSelector(selectors.SelectSelector):
         return []
 
 
-class _Ready(deque):  # type: ignore[type-arg]
+class _Ready(deque[asyncio.Handle]):
     """The loop's run queue; callbacks of a stopped device wait aside."""
 
     def __init__(self) -> None:
@@ -62,7 +63,8 @@ class _Ready(deque):  # type: ignore[type-arg]
 
     def append(self, handle: asyncio.Handle) -> None:
         if self.held:
-            held = self.held.get(handle._context.get(DEVICE, ""))
+            context: contextvars.Context = handle._context  # type: ignore[attr-defined]
+            held = self.held.get(context.get(DEVICE, ""))
             if held is not None:
                 held.append(handle)
                 return

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from apps.sim.clock import NOBODY, virtual_loop
 from mesh.errors import DialRefused, DialTimeout, LinkClosed
 from mesh.ids import Address, PeerId
 from mesh.transport import Accept
-from tests.sim.clock import NOBODY, virtual_loop
 
 PORT = 8478
 SYN_AGAIN_S = (0.0, 1.0, 3.0)
@@ -174,8 +174,7 @@ class SimTransport:
 
     def enter(self, end: End) -> None:
         assert self._accept is not None, "it listens"
-        context = self._context.copy()
-        task = virtual_loop().create_task(self._accept(end), context=context)
+        task = virtual_loop().create_task(_met(self._accept, end), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -263,6 +262,10 @@ class End:
         self._inbox.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+async def _met(accept: Accept, end: End) -> None:
+    await accept(end)
 
 
 def _settle(answer: asyncio.Future[End], result: End | Exception) -> None:

@@ -7,9 +7,9 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from tests.sim.clock import virtual_loop
-from tests.sim.home import Device, Home
-from tests.sim.network import Wire
+from apps.sim.clock import virtual_loop
+from apps.sim.home import Device, Home
+from apps.sim.network import Wire
 
 Fault = Callable[[Home, random.Random], Awaitable[None]]
 
