@@ -24,10 +24,16 @@ class Waiting(Protocol):
     def stop(self) -> None:
         """Clears the sign."""
 
+    def update(self, text: str) -> None:
+        """Says something else."""
+
 
 class _Silent:
     def stop(self) -> None:
         """Nothing was shown."""
+
+    def update(self, text: str) -> None:
+        """Nobody sees it."""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from apps.sim.clock import virtual_loop
+from apps.sim.history import HOME
 from apps.sim.home import Device, Home
 from apps.sim.network import Wire
 
@@ -120,19 +121,17 @@ ALL: tuple[Fault, ...] = (
 )
 
 
-async def storm(home: Home, rng: random.Random, for_s: float) -> list[str]:
+async def storm(home: Home, rng: random.Random, for_s: float) -> None:
     """Faults one over the other, then all end at once; everything is put right by then."""
     until_s = virtual_loop().time() + for_s
-    done: list[str] = []
     async with asyncio.TaskGroup() as tasks:
         while virtual_loop().time() < until_s:
             fault = rng.choice(ALL)
-            done.append(f"{virtual_loop().time():.2f} {fault.__name__}")
+            home.history.say(HOME, virtual_loop().time(), "fault", name=fault.__name__)
             tasks.create_task(fault(home, rng))  # type: ignore[arg-type]
             await asyncio.sleep(rng.expovariate(1 / 1.5))
         home.calm.set()
     home.network.heal()
-    return done
 
 
 async def _while_trouble(home: Home, for_s: float) -> None:

@@ -1,132 +1,111 @@
-"""What happened, written down by the devices, and a checker that judges it and knows nothing else.
+"""What happened in a simulated home, as the devices and the faults tell it: lines for a checker.
 
-The recorder is called by the nodes' own events; `violations` reads the entries only.
+Each line is a JSON object with `at_s`, `device` ("" for the home itself) and `event`; what else it
+holds stands with `apps.sim.check`, which reads nothing but these lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from typing import Any
 
-from mesh.events import Event, LeaderElected, PeerDied, PeerJoined, PeerLeft, ViewChanged
-from mesh.ids import Epoch, PeerId
+from mesh.events import (
+    Event,
+    LeaderElected,
+    LinkDown,
+    LinkUp,
+    PeerDied,
+    PeerJoined,
+    PeerLeft,
+    PeerRefuted,
+    PeerSuspected,
+    Refused,
+    ViewChanged,
+)
+from mesh.ids import PeerId
 from mesh.membership import View
 
+HOME = ""  # what happens to no device in particular
 
-class Mark(StrEnum):
-    STARTED = "started"
-    ENDED = "ended"
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Something beside the mesh's own events; `fields` are plain data."""
+
+    event: str
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     device: str
     at_s: float
-    what: Event | Mark
+    what: Event | Said
 
 
 @dataclass(slots=True)
 class History:
+    names: dict[PeerId, str] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
-    peers: dict[str, PeerId] = field(default_factory=dict)
 
-    def record(self, device: str, peer: PeerId, event: Event) -> None:
-        self.peers[device] = peer
+    def record(self, device: str, event: Event) -> None:
         self.entries.append(Entry(device, event.at_s, event))
 
-    def mark(self, device: str, at_s: float, mark: Mark) -> None:
-        self.entries.append(Entry(device, at_s, mark))
+    def say(self, device: str, at_s: float, event: str, **fields: Any) -> None:
+        self.entries.append(Entry(device, at_s, Said(event, fields)))
 
     def of(self, *kinds: type[Event], since_s: float = 0.0) -> list[Entry]:
         return [e for e in self.entries if isinstance(e.what, kinds) and e.at_s >= since_s]
 
+    def said(self, *events: str, since_s: float = 0.0) -> list[dict[str, Any]]:
+        """The lines of these events."""
+        return [
+            line for line in self.lines() if line["event"] in events and line["at_s"] >= since_s
+        ]
 
-def violations(history: History) -> list[str]:
-    """Every breach of what must hold under any fault, in words."""
-    found = [*_no_leader_without_winning(history)]
-    for device in sorted({entry.device for entry in history.entries}):
-        entries = [entry for entry in history.entries if entry.device == device]
-        found += _epochs_grow(device, entries)
-        found += _incarnations_grow(device, entries, history.peers.get(device))
-        found += _gone_stay_gone(device, entries)
-    return found
+    def lines(self) -> Iterator[dict[str, Any]]:
+        for entry in self.entries:
+            event, fields = self._told(entry.what)
+            yield {"at_s": entry.at_s, "device": entry.device, "event": event, **fields}
 
+    def text(self) -> str:
+        """JSON, a line an entry."""
+        return "".join(json.dumps(line) + "\n" for line in self.lines())
 
-def disagreements(views: dict[str, View]) -> list[str]:
-    """How the views of the running devices (by name) differ from one view with a leader."""
-    running = sorted(view.me for view in views.values())
-    found = []
-    for device, view in views.items():
-        alive = sorted(member.peer for member in view.alive)
-        if alive != running:
-            names = [peer.short for peer in alive]
-            found.append(f"{device} holds {names} alive, {[p.short for p in running]} run")
-        if view.leader not in running:
-            found.append(f"{device} follows {view.leader}, which does not run; {view.epoch}")
-    epochs = {str(view.epoch) for view in views.values()}
-    if len(epochs) > 1:
-        found.append(f"different epochs: { ({d: str(v.epoch) for d, v in views.items()}) }")
-    return found
+    def digest(self) -> str:
+        """The same for the same seed, on every machine with the same software."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
+    def _told(self, what: Event | Said) -> tuple[str, Mapping[str, Any]]:
+        match what:
+            case Said(event, fields):
+                return event, fields
+            case LeaderElected(epoch=epoch):
+                return "epoch", {"counter": epoch.counter, "leader": self.name(epoch.leader)}
+            case ViewChanged(view=view):
+                return "view", self.seen(view)
+            case PeerJoined() | PeerDied() | PeerLeft():
+                word = {PeerJoined: "joined", PeerDied: "died", PeerLeft: "left"}[type(what)]
+                peer = self.name(what.peer)
+                return word, {"peer": peer, "incarnation": what.incarnation, "why": what.reason}
+            case PeerSuspected() | PeerRefuted() | LinkUp() | LinkDown():
+                return type(what).__name__, {"peer": self.name(what.peer), "why": what.reason}
+            case Refused(address=address):
+                return "refused", {"address": str(address), "why": what.reason}
 
-def false_deaths(history: History) -> list[str]:
-    """Deaths that were declared: none may be, where nothing was done to anybody."""
-    return [
-        f"{e.device} declared {e.what.peer.short} dead at {e.at_s:.2f} s: {e.what.reason}"
-        for e in history.of(PeerDied)
-        if isinstance(e.what, PeerDied)
-    ]
+    def seen(self, view: View) -> dict[str, Any]:
+        """A view as plain data."""
+        me = view.find(view.me)
+        assert me is not None, "a view holds its own device"
+        return {
+            "alive": sorted(self.name(member.peer) for member in view.alive),
+            "leader": None if view.leader is None else self.name(view.leader),
+            "counter": None if view.epoch is None else view.epoch.counter,
+            "incarnation": me.incarnation,
+        }
 
-
-def _no_leader_without_winning(history: History) -> Iterator[str]:
-    """Whoever accepts an epoch has it from its leader, who declared it once and before."""
-    declared: dict[Epoch, str] = {}
-    for entry in history.of(LeaderElected):
-        assert isinstance(entry.what, LeaderElected)
-        epoch = entry.what.epoch
-        if epoch.leader == history.peers[entry.device]:
-            if epoch in declared:
-                yield f"{entry.device} declared {epoch} twice"
-            declared[epoch] = entry.device
-        elif epoch not in declared:
-            yield f"{entry.device} accepted {epoch}, which its leader never declared"
-
-
-def _epochs_grow(device: str, entries: list[Entry]) -> Iterator[str]:
-    """Also over restarts; so no counter is ever accepted twice, with one leader or with two."""
-    last: Epoch | None = None
-    for entry in entries:
-        if isinstance(entry.what, LeaderElected):
-            epoch = entry.what.epoch
-            if last is not None and epoch.counter <= last.counter:
-                yield f"{device} accepted {epoch} after {last} at {entry.at_s:.2f} s"
-            last = epoch
-
-
-def _incarnations_grow(device: str, entries: list[Entry], peer: PeerId | None) -> Iterator[str]:
-    last, started = -1, False
-    for entry in entries:
-        if entry.what is Mark.STARTED:
-            started = True
-        elif isinstance(entry.what, ViewChanged) and peer is not None:
-            member = entry.what.view.find(peer)
-            assert member is not None, "a view holds its own device"
-            if member.incarnation < last or (started and member.incarnation == last):
-                yield f"{device} ran as {member.incarnation} after {last} at {entry.at_s:.2f} s"
-            last, started = member.incarnation, False
-
-
-def _gone_stay_gone(device: str, entries: list[Entry]) -> Iterator[str]:
-    gone: dict[PeerId, int] = {}
-    for entry in entries:
-        match entry.what:
-            case Mark.STARTED:
-                gone.clear()  # a new process has met nobody
-            case PeerDied(peer=peer, incarnation=incarnation):
-                gone[peer] = incarnation
-            case PeerLeft(peer=peer, incarnation=incarnation):
-                gone[peer] = incarnation
-            case PeerJoined(peer=peer, incarnation=incarnation):
-                if incarnation <= gone.get(peer, -1):
-                    yield f"{device} brought {peer.short} back as {incarnation}, gone as {gone}"
+    def name(self, peer: PeerId) -> str:
+        return self.names.get(peer, peer.short)

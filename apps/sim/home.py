@@ -6,9 +6,12 @@ import asyncio
 import contextvars
 import hashlib
 import random
+from collections.abc import Iterable
+from typing import Any
 
+from apps.sim.check import disagreements
 from apps.sim.clock import DEVICE, virtual_loop
-from apps.sim.history import History, Mark
+from apps.sim.history import HOME, History
 from apps.sim.network import PORT, Network
 from mesh.ids import Address, PeerId
 from mesh.membership import View
@@ -53,12 +56,12 @@ class Device:
             random.Random(self.home.rng.random()),
             NodeSettings(merit),
         )
-        node.subscribe(lambda event: self.home.history.record(self.name, self.peer, event))
+        node.subscribe(lambda event: self.home.history.record(self.name, event))
         for other in self.home.devices.values():
             if other is not self and (self.hints is None or other.name in self.hints):
                 known = self.home.rng.random() < 0.5  # mDNS tells whose address it is, --peer not
                 node.hint(self.home.address(other), other.peer if known else None)
-        self.home.history.mark(self.name, virtual_loop().time(), Mark.STARTED)
+        self._say("started")
         self.node = node
         self._task = virtual_loop().create_task(node.run(), context=context)
 
@@ -87,12 +90,15 @@ class Device:
         node, task = self.node, self._task
         await node.leave()
         await task
-        self.home.history.mark(self.name, virtual_loop().time(), Mark.ENDED)
+        self._say("ended")
         self.node = self._task = None
+
+    def _say(self, event: str, **fields: Any) -> None:
+        self.home.history.say(self.name, virtual_loop().time(), event, **fields)
 
     async def _end(self) -> None:
         assert self._task is not None
-        self.home.history.mark(self.name, virtual_loop().time(), Mark.ENDED)
+        self._say("ended")
         if self.stopped:
             self.go_on()
         task, self._task, self.node = self._task, None, None
@@ -110,9 +116,10 @@ class Home:
     def __init__(self, count: int, seed: int = 0) -> None:
         self.rng = random.Random(seed)
         self.network = Network(random.Random(self.rng.random()))
-        self.history = History()
         self.calm = asyncio.Event()  # set when the faults are over
         self.devices = {f"d{i}": Device(self, f"d{i}") for i in range(count)}
+        self.history = History({device.peer: name for name, device in self.devices.items()})
+        self.history.say(HOME, 0.0, "home", devices=list(self.devices), seed=seed)
 
     def __getitem__(self, index: int) -> Device:
         return self.devices[f"d{index}"]
@@ -124,6 +131,11 @@ class Home:
     @property
     def running(self) -> list[Device]:
         return [device for device in self.devices.values() if device.running]
+
+    def disagreements(self, among: Iterable[Device] | None = None) -> list[str]:
+        """How these devices, or all that run now, differ from one view with one leader."""
+        devices = self.running if among is None else among
+        return disagreements({one.name: self.history.seen(one.view) for one in devices})
 
     def start(self, *indices: int) -> None:
         for index in indices or range(len(self.devices)):

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from apps.sim.check import violations
 from apps.sim.clock import run_virtual, virtual_loop
-from apps.sim.history import disagreements, false_deaths, violations
 from apps.sim.home import Device, Home
 from mesh.errors import LinkClosed
 from mesh.events import LeaderElected, PeerDied, PeerJoined, PeerLeft, PeerSuspected
@@ -25,7 +25,7 @@ def play(scenario: Scenario, devices: int, seeds: range = SEEDS) -> None:
         home.start()
         await asyncio.sleep(home.rng.uniform(5.0, 6.0))  # at any moment between two beats
         await scenario(home)
-        assert violations(home.history) == [], seed
+        assert violations(home.history.lines()) == [], seed
         for device in home.running:
             await device.crash()
 
@@ -47,16 +47,14 @@ def others(home: Home, device: Device) -> list[Device]:
 
 
 def agreed(home: Home) -> bool:
-    return not disagreements({device.name: device.view for device in home.running})
+    return not home.disagreements()
 
 
 async def agree(home: Home, within_s: float) -> float:
     """Waits for one view with one leader; the seconds it took."""
     since_s = now_s()
     while not agreed(home):
-        assert now_s() - since_s < within_s, disagreements(
-            {device.name: device.view for device in home.running}
-        )
+        assert now_s() - since_s < within_s, home.disagreements()
         await asyncio.sleep(0.01)
     return now_s() - since_s
 
@@ -77,7 +75,7 @@ def test_a_quiet_home_meets_elects_one_leader_and_stays_so(devices: int) -> None
         await asyncio.sleep(600)
         assert agreed(home)
         assert home[0].view.epoch == epoch
-        assert false_deaths(home.history) == []
+        assert home.history.of(PeerDied) == []
         assert home.history.of(PeerSuspected) == []
 
     play(scenario, devices, range(3))
@@ -261,8 +259,7 @@ def test_a_device_that_doubts_itself_goes_with_the_others_when_the_leader_dies(
             await asyncio.sleep(0.3)
         home.network.cut({leader.name}, {other.name for other in others(home, leader)})
         await asyncio.sleep(5.5)
-        majority = {d.name: d.view for d in others(home, leader)}
-        assert not disagreements(majority), "it followed the dead leader on"
+        assert not home.disagreements(others(home, leader)), "it followed the dead leader on"
 
     play(scenario, devices)
 
