@@ -1,12 +1,13 @@
-"""What the mesh needs of a network. Real sockets (`websocket`) and the simulated home implement it.
+"""What the mesh needs of a network. Real sockets (`mesh.net`) and the simulated home implement it.
 
 A channel is an authenticated, ordered connection for control messages: by the time one exists,
 both ends have proved that they know the mesh secret, and `peer` is the other end's proved identity.
+A line is one for everything else: it belongs to a route, and may be cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from mesh.ids import Address, PeerId
@@ -51,3 +52,48 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Stops listening and closes every channel."""
+
+
+class Line(Channel, Protocol):
+    """One connection to one peer, on a route."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Of the request that opened it, on the accepting side."""
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Written at once and in order; returns when the network takes more. Raises LinkClosed."""
+
+    async def close(self, reason: str, code: int = 1000) -> None:
+        """Like a channel's; `code` is a websocket's."""
+
+    def abort(self, reason: str) -> None:
+        """Ends the connection without a word to the other side."""
+
+
+class Routes(Protocol):
+    """A device's door, for lines."""
+
+    def route(
+        self,
+        name: str,
+        handler: Callable[[Line], Awaitable[None]],
+        *,
+        max_bytes: int,
+        admit: Callable[[PeerId], bool] = ...,
+    ) -> None:
+        """`handler` runs in a task per line, which is closed when it returns."""
+
+
+class Dials(Protocol):
+    """The way out, for lines."""
+
+    async def dial(
+        self,
+        address: Address,
+        route: str,
+        *,
+        max_bytes: int,
+        query: Mapping[str, str] | None = None,
+    ) -> Line:
+        """Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch or LinkClosed."""

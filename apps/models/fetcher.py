@@ -24,8 +24,8 @@ from apps.timeline import Timeline
 from mesh.codec import from_plain, to_plain
 from mesh.errors import LinkError, MeshError, ModelNotFound, ProtocolError
 from mesh.ids import ModelId, PeerId
-from mesh.net.dialer import Dialer
 from mesh.node import Node
+from mesh.transport import Dials
 from runtime.stored.manifest import Manifest
 from runtime.stored.partial import About, PartialModel
 
@@ -37,7 +37,7 @@ ASK_AGAIN_S = 0.25  # while a device makes the manifest of a model it has
 class Fetcher:
     """One transfer a model; whoever wants more of it joins."""
 
-    def __init__(self, node: Node, dialer: Dialer, shelf: Shelf, timeline: Timeline) -> None:
+    def __init__(self, node: Node, dialer: Dials, shelf: Shelf, timeline: Timeline) -> None:
         self._node = node
         self._dialer = dialer
         self._shelf = shelf

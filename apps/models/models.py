@@ -14,10 +14,9 @@ from apps.models.shelf import Shelf
 from apps.models.use import ModelUse
 from apps.timeline import Timeline
 from mesh.ids import PeerId
-from mesh.net.dialer import Dialer
 from mesh.net.piece_links import PieceServer
-from mesh.net.server import WebsocketServer
 from mesh.node import Node
+from mesh.transport import Dials, Routes
 from runtime.compute.precision import Precision
 
 
@@ -27,7 +26,7 @@ class Models:
     def __init__(
         self,
         node: Node,
-        dialer: Dialer,
+        dialer: Dials,
         folder: Path,
         timeline: Timeline,
         precision: Precision = Precision.AUTO,
@@ -41,9 +40,7 @@ class Models:
         self._bringer = Bringer(self.library, self.fetcher)
         self._sharing: Sharing | None = None
 
-    def serve(
-        self, server: WebsocketServer, admit: Callable[[PeerId], bool], use: ModelUse
-    ) -> Sharing:
+    def serve(self, server: Routes, admit: Callable[[PeerId], bool], use: ModelUse) -> Sharing:
         """Answers the others from now on."""
         self._sharing = Sharing(
             node=self._node,

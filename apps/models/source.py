@@ -18,8 +18,8 @@ from mesh.limits import (
     MAX_PIECES_ASKED,
     PIECE_STALL_S,
 )
-from mesh.net.dialer import Dialer
 from mesh.net.piece_links import PieceAnswer, PieceLink, PieceRequest
+from mesh.transport import Dials
 from runtime.stored.manifest import Manifest, decode_manifest
 from runtime.stored.partial import DamagedPiece, PartialModel
 
@@ -56,7 +56,7 @@ class Source:
 
     async def draw(
         self,
-        dialer: Dialer,
+        dialer: Dials,
         partial: PartialModel,
         queue: PieceQueue,
         changed: Callable[[], Awaitable[None]],
@@ -146,7 +146,7 @@ class Source:
 
 
 async def fetch_manifest(
-    dialer: Dialer, address: Address, peer: PeerId, manifest: bytes, size_bytes: int
+    dialer: Dials, address: Address, peer: PeerId, manifest: bytes, size_bytes: int
 ) -> Manifest:
     """Raises LinkError, or ProtocolError for one that is not what its id says."""
     if not 0 < size_bytes <= MAX_MANIFEST_BYTES:

@@ -21,7 +21,7 @@ from apps.timeline import Timeline
 from mesh.errors import LinkError, ModelError, ProtocolError, WeightsMissing
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_DAMAGED_PIECES, MAX_PIECE_SOURCES
-from mesh.net.dialer import Dialer
+from mesh.transport import Dials
 from runtime.stored.partial import PartialModel
 
 LOOK_INTERVAL_S = 2.0  # between two looks at who has what
@@ -55,7 +55,7 @@ class Transfer:
     """For one partial model; runs while anything of it is wanted."""
 
     def __init__(
-        self, partial: PartialModel, look: Look, dialer: Dialer, timeline: Timeline
+        self, partial: PartialModel, look: Look, dialer: Dials, timeline: Timeline
     ) -> None:
         """`look` asks the members who has pieces of this very manifest."""
         self.partial = partial

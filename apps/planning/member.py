@@ -29,7 +29,7 @@ from apps.planning.messages import (
     Wish,
 )
 from apps.planning.preview import choice_as_dict
-from apps.planning.profiles import Profiles
+from apps.planning.profiles import Measures
 from mesh.codec import from_plain, to_plain
 from mesh.errors import Busy, PotluckError, StaleEpoch
 from mesh.ids import PeerId
@@ -55,7 +55,7 @@ class MemberRole:
         node: Node,
         installer: Installer,
         coordinator: Coordinator,
-        profiles: Profiles,
+        profiles: Measures,
         pipeline: Pipeline,
         steps: Steps,
         sharing: Sharing,

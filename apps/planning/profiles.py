@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from apps.models.library import Library
 from apps.planning.messages import ProfileReply, ProfileRequest
@@ -27,6 +28,13 @@ from runtime.worker import Worker
 # measure it; on servers it was so much more.
 RECEIVE_TO_SEND = 1.2
 SCRATCH_BYTES = 128 * 1024 * 1024  # a 512-token step against a full context, and its tiles
+
+
+class Measures(Protocol):
+    """Whoever says what a device takes for a model."""
+
+    async def answer(self, request: ProfileRequest) -> ProfileReply:
+        """What is known, and with `measure` what is not known yet either."""
 
 
 class Profiles:

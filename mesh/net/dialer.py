@@ -22,6 +22,7 @@ from mesh.errors import (
 from mesh.ids import Address, PeerId
 from mesh.limits import CLOSE_TIMEOUT_S, DIAL_TIMEOUT_S, PROTOCOL_VERSION
 from mesh.net.websocket import Websocket
+from mesh.transport import Dials, Line
 from mesh.trust import MeshTrust
 
 VERSION_HEADER = "Potluck-Protocol"
@@ -109,14 +110,14 @@ class Dialer:
 
 
 async def dial_peer(
-    dialer: Dialer,
+    dialer: Dials,
     address: Address,
     route: str,
     peer: PeerId,
     *,
     max_bytes: int,
     query: Mapping[str, str],
-) -> Websocket:
+) -> Line:
     """Like `dial`, for a peer already known: another device at its address is a LinkError."""
     websocket = await dialer.dial(address, route, max_bytes=max_bytes, query=query)
     if websocket.peer != peer:

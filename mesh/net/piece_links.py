@@ -23,9 +23,8 @@ from typing import Self
 from mesh.errors import LinkClosed, PotluckError, ProtocolError
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_PIECE_BYTES, MAX_REFUSAL_BYTES
-from mesh.net.dialer import Dialer, dial_peer
-from mesh.net.server import WebsocketServer
-from mesh.net.websocket import Websocket
+from mesh.net.dialer import dial_peer
+from mesh.transport import Dials, Line, Routes
 
 PIECE_ROUTE = "pieces"
 COLLECTION_BYTES = 32
@@ -59,14 +58,12 @@ Read = Callable[[PeerId, PieceRequest], Awaitable[bytes]]
 class PieceServer:
     """Answers every link of every member, each link's requests one after the other."""
 
-    def __init__(
-        self, server: WebsocketServer, read: Read, *, admit: Callable[[PeerId], bool]
-    ) -> None:
+    def __init__(self, server: Routes, read: Read, *, admit: Callable[[PeerId], bool]) -> None:
         """`read` returns at most MAX_PIECE_BYTES, or raises a PotluckError that says why not."""
         self._read = read
         server.route(PIECE_ROUTE, self._serve, max_bytes=_REQUEST.size, admit=admit)
 
-    async def _serve(self, websocket: Websocket) -> None:
+    async def _serve(self, websocket: Line) -> None:
         try:
             while True:
                 request = _decode_request(await websocket.receive())
@@ -89,11 +86,11 @@ class PieceServer:
 class PieceLink:
     """The receiver's end of one link: requests go out ahead of their answers."""
 
-    def __init__(self, websocket: Websocket) -> None:
+    def __init__(self, websocket: Line) -> None:
         self._websocket = websocket
 
     @classmethod
-    async def dial(cls, dialer: Dialer, address: Address, peer: PeerId) -> Self:
+    async def dial(cls, dialer: Dials, address: Address, peer: PeerId) -> Self:
         """Raises LinkError or VersionMismatch."""
         websocket = await dial_peer(
             dialer, address, PIECE_ROUTE, peer, max_bytes=MAX_ANSWER_BYTES, query={}

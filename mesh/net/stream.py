@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import PeerId
 from mesh.limits import FRAMES_IN_FLIGHT, MAX_TENSOR_FRAME_BYTES
-from mesh.net.websocket import Websocket
 from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
+from mesh.transport import Line
 
 STREAM_ID_BYTES = 8
 _NUMBER = struct.Struct("<Q")
@@ -63,8 +63,8 @@ class SendStream:
         self._kept: deque[memoryview] = deque()
         self._acknowledged = 0  # every frame with a lower number has arrived
         self._unsent = 0  # every frame with a lower number has been written to some connection
-        self._serving: Websocket | None = None  # the receiver's newest connection
-        self._websocket: Websocket | None = None  # the same, once nothing is left to send again
+        self._serving: Line | None = None  # the receiver's newest connection
+        self._websocket: Line | None = None  # the same, once nothing is left to send again
         self._changed = asyncio.Event()
         self._closed: str | None = None
 
@@ -113,7 +113,7 @@ class SendStream:
                 return
             await self._changed.wait()
 
-    async def serve(self, websocket: Websocket) -> None:
+    async def serve(self, websocket: Line) -> None:
         """Runs one connection of the receiver until it breaks; raises LinkClosed then.
 
         A newer connection replaces an older one: the receiver redials only when the old is lost.
@@ -173,7 +173,7 @@ class SendStream:
         number = int(wanted[:20])
         return number if self._acknowledged <= number <= self._next else self._acknowledged
 
-    async def _resend(self, websocket: Websocket) -> None:
+    async def _resend(self, websocket: Line) -> None:
         """Everything kept, in order; only then may `put` write to this connection itself."""
         number = self._acknowledged
         while number < self._next:

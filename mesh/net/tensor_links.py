@@ -15,13 +15,13 @@ from typing import Self
 from mesh.errors import LinkClosed, LinkError, ProtocolError, StaleEpoch
 from mesh.ids import Address, PeerId
 from mesh.limits import HELLO_TIMEOUT_S, MAX_MEMBERS, PROBE_BUDGET_S, REDIAL_MAX_S, REDIAL_MIN_S
-from mesh.net.dialer import Dialer, dial_peer
+from mesh.net.dialer import dial_peer
 from mesh.net.probe import LinkMeasure, measure_stream
-from mesh.net.server import WebsocketServer
 from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, ReceiveStream, SendStream
 from mesh.net.tensor_link import Link, LinkStats
-from mesh.net.websocket import BadMessage, Websocket
+from mesh.net.websocket import BadMessage
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
+from mesh.transport import Dials, Line, Routes
 
 TENSOR_ROUTE = "tensor"
 _POLICY_VIOLATION = 1008
@@ -44,8 +44,8 @@ class TensorLinks:
 
     def __init__(
         self,
-        server: WebsocketServer,
-        dialer: Dialer,
+        server: Routes,
+        dialer: Dials,
         *,
         on_frame: OnFrame | None = None,
         on_refused: Callable[[PeerId, str], None] = lambda peer, reason: None,
@@ -149,7 +149,7 @@ class TensorLinks:
 
     # --- sending: a peer has dialled us ----------------------------------------------------------
 
-    async def _serve(self, websocket: Websocket) -> None:
+    async def _serve(self, websocket: Line) -> None:
         stream = self._send_stream(websocket.peer)
         try:
             await stream.serve(websocket)
@@ -215,7 +215,7 @@ class TensorLinks:
             link.receiving = False
             await websocket.close("not wanted any more")
 
-    async def _read(self, websocket: Websocket, link: Link, handled: asyncio.Event) -> str:
+    async def _read(self, websocket: Line, link: Link, handled: asyncio.Event) -> str:
         """Every frame to its handler, until the connection ends."""
         while True:
             try:
@@ -262,7 +262,7 @@ class TensorLinks:
             await asyncio.wait([keeper])
 
 
-async def _acknowledge(websocket: Websocket, stream: ReceiveStream, handled: asyncio.Event) -> None:
+async def _acknowledge(websocket: Line, stream: ReceiveStream, handled: asyncio.Event) -> None:
     """One acknowledgement for all frames handled since the last: it runs when the reader waits."""
     try:
         while True:
