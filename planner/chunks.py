@@ -13,12 +13,11 @@ from planner.candidate import Candidate, Question, placed
 from planner.cost import fits, profiles
 from planner.counting import spans, whole_numbers
 from planner.memory import share_bytes
-from planner.plan import Share, Span, Stage
+from planner.plan import MIN_CHUNK_ROWS, Share, Span, Stage
 from planner.profile import Stacks
 from planner.replan import Move
 
 CHUNK_COUNTS = (2, 3, 4, 6, 8)
-MIN_CHUNK_TOKENS = 32  # below, a stage is bound by reading its weights
 
 
 def chunked(question: Question, rows: Sequence[Candidate], move: Move | None) -> list[Candidate]:
@@ -45,7 +44,7 @@ def _in_chunks(
 ) -> Iterator[Candidate]:
     assert row.capacity is not None, "what is refused is not cut"
     for count in CHUNK_COUNTS:
-        if question.request.prompt < count * MIN_CHUNK_TOKENS:
+        if question.request.prompt < count * MIN_CHUNK_ROWS:
             return
         in_chunks = tuple(replace(stage, tiles=count) for stage in stages)
         other = placed(question, in_chunks, row.capacity, move)

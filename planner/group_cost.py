@@ -13,9 +13,9 @@ from mesh.ids import PeerId
 from planner.lanes import Busy, Program, Wires, finish_s, wires_of
 from planner.network import TOKEN_BYTES, Links, frames, rows_bytes
 from planner.part_cost import ShareCost
-from planner.plan import ROW_UNITS, Effort, Span, Split, Stage, Wire
+from planner.plan import MIN_SHARED_ROWS, ROW_UNITS, Effort, Span, Split, Stage, Wire
 from planner.profile import DeviceProfile, ModelProfile, Stacks
-from planner.walks import MIN_SHARED_ROWS, Pass, hybrid, sequence, tensor
+from planner.walks import Pass, hybrid, sequence, tensor
 
 SIMULATED_LAYERS = 3
 
@@ -121,20 +121,13 @@ def token_cost(stage: Stage, team: Team, model: ModelProfile) -> PassCost:
     return PassCost(walked.seconds + order_s, walked.efforts, walked.sent_bytes)
 
 
-def row_units(stage: Stage) -> tuple[Span, ...]:
-    """Each device's part of the rows; even where the plan does not say."""
-    count = len(stage.shares)
-    even = [Span(ROW_UNITS * i // count, ROW_UNITS * (i + 1) // count) for i in range(count)]
-    return tuple(share.rows or own for share, own in zip(stage.shares, even, strict=True))
-
-
 # --- a walk --------------------------------------------------------------------------------------
 
 
 def _prompt_pass(stage: Stage, team: Team, model: ModelProfile, rows: int) -> Pass:
     return Pass(
         costs=team.costs,
-        units=row_units(stage),
+        units=stage.row_units,
         rows=rows,
         width=model.hidden_size,
         tiles=stage.tiles,

@@ -55,6 +55,16 @@ class Wire(StrEnum):
 
 ROW_UNITS = 1 << 10  # what the spans of `Share.rows` add up to, however many tokens a pass has
 
+# Where a walk changes, for those who walk and those who price it. Choices: none of them was tuned.
+MIN_SHARED_ROWS = 32  # below, all devices have all rows: each would compute a handful of its own
+FEW_ROWS = 16  # up to here a sum goes to everybody at once: a hop costs more than those bytes
+MIN_CHUNK_ROWS = 32  # of a prompt through a pipeline: below, a stage is bound by reading weights
+
+
+def even_units(count: int) -> list[Span]:
+    """As many of ROW_UNITS for each of so many devices."""
+    return [Span(ROW_UNITS * i // count, ROW_UNITS * (i + 1) // count) for i in range(count)]
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -88,6 +98,12 @@ class Stage:
     def lead(self) -> PeerId:
         """The device that takes steps in, says who computes what, and sends on what comes out."""
         return self.shares[0].device
+
+    @property
+    def row_units(self) -> tuple[Span, ...]:
+        """Each share's part of the rows, in 1 / ROW_UNITS; even where the plan does not say."""
+        pairs = zip(self.shares, even_units(len(self.shares)), strict=True)
+        return tuple(own if share.rows is None else share.rows for share, own in pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
@@ -51,11 +50,6 @@ class Cuttable:
     column_bytes: int  # of one column, without what closes the MLP
     down_bytes: int  # of `column_unit` columns: what closes the MLP
     rest_bytes: int  # what each share has whole: norms, biases, what goes with the layer
-
-    @property
-    def head_unit(self) -> int:
-        """Query heads at whose multiples a cut falls on a unit."""
-        return math.lcm(self.head_dim, self.output_unit) // self.head_dim
 
     def kv_heads_of(self, heads: Span) -> Span:
         """The KV heads that these query heads read."""

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from planner.lanes import Chain, Chunk, Key, Piece, Program
 from planner.network import frames, rows_bytes
 from planner.part_cost import ShareCost
-from planner.plan import ROW_UNITS, Span, Wire
-
-MIN_SHARED_ROWS = 32  # below, each has all rows (`runtime.walks.shared`)
-FEW_ROWS = 16  # up to here sums travel in one hop, as they are (`runtime.walks.tensor`)
+from planner.plan import FEW_ROWS, ROW_UNITS, Span, Wire, even_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +145,7 @@ def _summed_chain(one: Pass, me: int) -> Chain:
 
 def _reduced_chain(one: Pass, me: int) -> Chain:
     cost, others = one.costs[me], one.others(me)
-    owned = _owned(Span(0, one.rows), _even(one.count))
+    owned = _owned(Span(0, one.rows), even_units(one.count))
     mine = len(owned[me])
     pack_s = cost.pack_s(1, one.width, one.wire)
     scatter_s = pack_s * (one.rows - mine)
@@ -244,7 +241,3 @@ def _owned(tile: Span, units: Sequence[Span]) -> list[Span]:
         )
         for unit in units
     ]
-
-
-def _even(count: int) -> list[Span]:
-    return [Span(ROW_UNITS * i // count, ROW_UNITS * (i + 1) // count) for i in range(count)]

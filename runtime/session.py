@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mesh.errors import GenerationFailed, PromptTooLong
-from planner.plan import Plan, Split
+from planner.plan import MIN_CHUNK_ROWS, Plan, Split
 from runtime.chosen import Chosen
 from runtime.history import History
 from runtime.prefix import chain
@@ -22,7 +22,7 @@ from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease
-from runtime.turns import MAX_STEP_ROWS, MIN_CHUNK_ROWS
+from runtime.turns import MAX_STEP_ROWS
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from mesh.tensor_frame import FrameHeader
 from runtime.stage import Slice
 
 MAX_STEP_ROWS: Final = 512  # tokens in one step; a longer prompt comes in several
-MIN_CHUNK_ROWS: Final = 32  # of a prompt that goes through several stages in chunks
 SHORT_ROWS: Final = 4  # a step of so few rows is a token of a stream, and never waits for a prompt
 SLICE_S: Final = 0.2  # how long a slice of a prompt may hold up the others
 FIRST_SLICE_ROWS: Final = 64  # until it is known how long a row takes

@@ -26,7 +26,7 @@ async def answer_all(answer: Answer) -> None:
         fields = json.loads(line)
         try:
             say("answer", await answer(fields.pop("do"), fields))
-        except Exception as error:
+        except Exception as error:  # whoever asked waits for an answer: what failed here is one
             if not isinstance(error, PotluckError):
                 traceback.print_exc()
             say("error", str(error) if isinstance(error, PotluckError) else repr(error))

@@ -46,7 +46,7 @@ class Lan:
     def __enter__(self) -> Self:
         try:
             self._build()
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: half a network must not stay on the machine
             self._remove()
             raise
         return self

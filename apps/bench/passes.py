@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from apps.bench.home import Device, Home, all_of
-from apps.bench.strategies import Sizes, spans
+from apps.bench.strategies import Sizes, cut
 from mesh.codec import to_plain
 from mesh.ids import SessionId
 from planner.plan import Plan
@@ -137,8 +137,8 @@ class Gloo:
     async def load(self) -> None:
         even = [1.0] * len(self._ranks)
         heads, columns = (
-            spans(self._model.sizes.heads, even),
-            spans(self._model.sizes.columns, even),
+            cut(self._model.sizes.heads, even),
+            cut(self._model.sizes.columns, even),
         )
         with self._home.unlimited():
             await all_of(

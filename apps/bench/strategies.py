@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Final
 
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
+from planner.counting import spans, whole_numbers
 from planner.plan import (
     ROW_UNITS,
     Capacity,
@@ -74,14 +74,14 @@ def strategies_for(party: Party, *, exact: bool = True) -> list[Strategy]:
     found = [one_device(), Strategy("pipeline", _pipeline)]
     found.append(_shared(EVEN_TP, Split.TENSOR, Wire.FP32, even=True))
     for even in (True,) if party.is_even else (False, True):
-        cut = "even" if even else "by speed"
+        how = "even" if even else "by speed"
         for wire in Wire if exact else (Wire.FP16, Wire.INT8):
-            found.append(_shared(f"sequence {cut} {wire}", Split.SEQUENCE, wire, even=even))
-            found.append(_shared(f"hybrid {cut} {wire}", Split.HYBRID, wire, even=even))
+            found.append(_shared(f"sequence {how} {wire}", Split.SEQUENCE, wire, even=even))
+            found.append(_shared(f"hybrid {how} {wire}", Split.HYBRID, wire, even=even))
         for tiles in range(2, MOST_TILES + 1):
-            name = f"hybrid {cut} fp16, {tiles} tiles"
+            name = f"hybrid {how} fp16, {tiles} tiles"
             found.append(_shared(name, Split.HYBRID, Wire.FP16, even=even, tiles=tiles))
-        found.append(_shared(f"megatron {cut} fp16", Split.TENSOR, Wire.FP16, even=even))
+        found.append(_shared(f"megatron {how} fp16", Split.TENSOR, Wire.FP16, even=even))
     return found
 
 
@@ -100,17 +100,11 @@ def plan_of(model: ModelId, name: str, stages: tuple[Stage, ...], context: int) 
     )
 
 
-def spans(total: int, weights: Sequence[float]) -> list[Span]:
-    """[0, total) cut in proportion to the weights, by largest remainder; each has at least one."""
-    assert total >= len(weights), "there is something for each"
-    exact = [total * weight / sum(weights) for weight in weights]
-    counts = [max(1, int(one)) for one in exact]
-    while sum(counts) != total:
-        step = 1 if sum(counts) < total else -1
-        gaps = [step * (one - count) for one, count in zip(exact, counts, strict=True)]
-        able = [i for i, count in enumerate(counts) if count + step >= 1]
-        counts[max(able, key=lambda index: gaps[index])] += step
-    return [Span(first, last) for first, last in pairwise(accumulate([0, *counts]))]
+def cut(total: int, weights: Sequence[float]) -> list[Span]:
+    """[0, total) in proportion to the weights; each has at least one."""
+    counts = whole_numbers(total, weights, [total] * len(weights))
+    assert counts is not None, "there is something for each"
+    return spans(counts)
 
 
 def _one(sizes: Sizes, party: Party) -> tuple[Stage, ...]:
@@ -119,7 +113,7 @@ def _one(sizes: Sizes, party: Party) -> tuple[Stage, ...]:
 
 def _pipeline(sizes: Sizes, party: Party) -> tuple[Stage, ...]:
     count = min(len(party.devices), sizes.layers)
-    runs = spans(sizes.layers, party.speeds[:count])
+    runs = cut(sizes.layers, party.speeds[:count])
     return tuple(
         Stage(run, (Share(device),)) for run, device in zip(runs, party.devices, strict=False)
     )
@@ -139,12 +133,12 @@ def _shares(
 ) -> tuple[Share, ...]:
     if split is Split.SEQUENCE:
         # The lead has the last rows, so that all keys and values end with it.
-        last_first = spans(ROW_UNITS, [*weights[1:], weights[0]])
+        last_first = cut(ROW_UNITS, [*weights[1:], weights[0]])
         rows = [last_first[-1], *last_first[:-1]]
         return tuple(Share(device, rows=part) for device, part in zip(devices, rows, strict=True))
-    heads, columns = spans(sizes.heads, weights), spans(sizes.columns, weights)
+    heads, columns = cut(sizes.heads, weights), cut(sizes.columns, weights)
     # What stands between the parts is cheap, and bound by memory rather than by speed.
-    parts = spans(ROW_UNITS, [1.0] * len(devices)) if split is Split.HYBRID else [None] * len(heads)
+    parts = cut(ROW_UNITS, [1.0] * len(devices)) if split is Split.HYBRID else [None] * len(heads)
     return tuple(
         Share(device, heads=heads[i], columns=columns[i], rows=parts[i])
         for i, device in enumerate(devices)

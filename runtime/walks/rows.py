@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.plan import ROW_UNITS, Span, Stage
+from planner.plan import ROW_UNITS, Span
 from runtime.models.block import Run
 
 
@@ -25,18 +25,6 @@ def owners_of(tile: Span, units: Sequence[Span]) -> list[Span]:
             tile.first + len(tile) * one.last // ROW_UNITS,
         )
         for one in units
-    ]
-
-
-def row_units(stage: Stage) -> list[Span]:
-    """The share of rows of each device of a stage, in units of 1 / ROW_UNITS; even where the plan
-    does not say.
-    """
-    count = len(stage.shares)
-    even = [Span(ROW_UNITS * i // count, ROW_UNITS * (i + 1) // count) for i in range(count)]
-    return [
-        own if share.rows is None else share.rows
-        for share, own in zip(stage.shares, even, strict=True)
     ]
 
 

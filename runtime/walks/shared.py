@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
-from planner.plan import Split, Stage
+from planner.plan import MIN_SHARED_ROWS, Split, Stage
 from runtime.models.parts import Layer
 from runtime.walks.exchange import Exchange
 from runtime.walks.hybrid import Hybrid
-from runtime.walks.rows import row_units
 from runtime.walks.sequence import SequenceParallel
 from runtime.walks.tensor import TensorParallel
 from runtime.walks.walk import Walk, Wanted
-
-# Below, cutting rows saves less than it costs: a device would compute a handful of them.
-MIN_SHARED_ROWS: Final = 32
 
 
 class Shared:
@@ -44,7 +40,7 @@ class Shared:
     def _walk(self, rows: int) -> Walk:
         stage, exchange = self._stage, self._exchange
         if stage.split is Split.SEQUENCE:
-            return SequenceParallel(exchange, row_units(stage), stage.tiles)
+            return SequenceParallel(exchange, stage.row_units, stage.tiles)
         if stage.split is Split.HYBRID and rows >= MIN_SHARED_ROWS:
-            return Hybrid(exchange, row_units(stage), stage.tiles)
+            return Hybrid(exchange, stage.row_units, stage.tiles)
         return TensorParallel(exchange)

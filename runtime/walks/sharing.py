@@ -6,12 +6,11 @@ from typing import Final
 
 from mesh.ids import PeerId, SessionId
 from mesh.limits import MAX_SESSIONS
-from planner.plan import Plan, Split
+from planner.plan import MIN_SHARED_ROWS, Plan, Split
 from runtime.chores import Chores
 from runtime.post import Post
 from runtime.turns import MAX_STEP_ROWS, SHORT_ROWS, Waiting
 from runtime.walks.group import Bounds, Group, Send
-from runtime.walks.shared import MIN_SHARED_ROWS
 
 Steps = list[tuple[Waiting, int]]
 

@@ -9,19 +9,17 @@ so that all go on with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from planner.plan import ROW_UNITS, Span
+from planner.plan import FEW_ROWS, Span, even_units
 from runtime.models.parts import Layer
 from runtime.walks import numbers
 from runtime.walks.exchange import Exchange, others
 from runtime.walks.rows import owners_of
 from runtime.walks.walk import Wanted
-
-FEW_ROWS: Final = 16  # up to here a hop costs more than the bytes that it saves
 
 
 class TensorParallel:
@@ -31,10 +29,7 @@ class TensorParallel:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        count = exchange.count
-        self._even = [
-            Span(ROW_UNITS * i // count, ROW_UNITS * (i + 1) // count) for i in range(count)
-        ]
+        self._even = even_units(exchange.count)
 
     def run(
         self,

@@ -33,7 +33,7 @@ from apps.bench.strategies import (
     WORK,
     Party,
     Sizes,
-    spans,
+    cut,
     strategies_for,
 )
 from apps.planning.profiles import described
@@ -104,7 +104,7 @@ def test_a_machine_without_control_groups_says_so(tmp_path: Path) -> None:
 
 @given(st.lists(st.floats(0.05, 1), min_size=1, max_size=8), st.integers(8, 5000))
 def test_spans_are_one_behind_the_other_and_none_is_empty(weights: list[float], total: int) -> None:
-    found = spans(total, weights)
+    found = cut(total, weights)
     assert [found[0].first, found[-1].last] == [0, total]
     assert all(len(one) for one in found)
     assert all(one.last == two.first for one, two in pairwise(found))
@@ -123,8 +123,8 @@ def test_the_shares_of_every_strategy_add_up(speeds: list[float]) -> None:
         assert sum(len(stage.layers) for stage in stages) == SIZES.layers
         for stage in stages:
             assert stage.lead == stage.shares[0].device
-            for cut, whole in (("heads", 16), ("columns", 4096), ("rows", ROW_UNITS)):
-                parts = [getattr(share, cut) for share in stage.shares]
+            for part, whole in (("heads", 16), ("columns", 4096), ("rows", ROW_UNITS)):
+                parts = [getattr(share, part) for share in stage.shares]
                 if parts[0] is not None:
                     _check_whole(parts, whole)
 
@@ -159,7 +159,7 @@ def test_behind_the_first_home_exact_wires_are_left_to_megatron() -> None:
     names = {one.name for one in other}
     assert names < {one.name for one in first}
     assert {one.name for one in first} - names == {
-        f"{split} {cut} fp32" for split in ("sequence", "hybrid") for cut in ("even", "by speed")
+        f"{split} {how} fp32" for split in ("sequence", "hybrid") for how in ("even", "by speed")
     }
     assert {EVEN_TP, ONE, "sequence by speed int8", "hybrid even int8"} <= names
 
