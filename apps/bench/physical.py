@@ -62,7 +62,9 @@ class _Nothing(nn.Module):
 
 
 class IdleLayer(EncoderLayer):
-    """A layer that computes nothing, for an encoder or a decoder."""
+    """A layer that computes nothing, for an encoder or a decoder. Rows go on as they came: what all
+    devices add up would outgrow fp16 within some layers, and travel as fp32 from then on.
+    """
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # there is nothing that could be filled
@@ -73,7 +75,7 @@ class IdleLayer(EncoderLayer):
         return hidden
 
     def connect(self, index: int, hidden: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-        return added, added
+        return hidden, hidden
 
 
 def idle(layers: Mapping[int, Any]) -> dict[int, Any]:

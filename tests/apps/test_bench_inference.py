@@ -22,6 +22,7 @@ from apps.bench.inference import rows_of
 from apps.bench.inference_goals import Figures, goals_of
 from apps.bench.measuring import Passes, alike, difference
 from apps.bench.passes import Done, Model
+from apps.bench.physical import IdleLayer
 from apps.bench.report import Goal
 from apps.bench.shapes import SHAPES
 from apps.bench.strategies import (
@@ -47,6 +48,8 @@ from planner.request import Request
 from runtime.checkpoints import open_model
 from runtime.compute.precision import Precision
 from runtime.measured import Measured
+from runtime.walks.hybrid import Hybrid
+from tests.runtime.walks.together import exchanges, together
 
 SIZES = Sizes(layers=4, heads=16, columns=4096)
 
@@ -318,6 +321,17 @@ def test_bounds_are_no_rivals() -> None:
     assert goal(found, "fastest other").met
     assert goal(found, "alone").measured == pytest.approx(1.2)
     assert goal(found, "alone").met
+
+
+def test_the_wire_alone_stays_as_narrow_as_was_asked() -> None:
+    """Four devices' sums once outgrew fp16, and the wire alone took longer than whole passes."""
+    units = [Span(ROW_UNITS * i // 4, ROW_UNITS * (i + 1) // 4) for i in range(4)]
+    layers = [IdleLayer() for _ in range(12)]
+    hidden = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    ends = exchanges(4, Wire.FP16)
+    walks = [Hybrid(one, units, tiles=2) for one in ends]
+    together([lambda walk=walk: walk.run(layers, hidden, [None] * 12) for walk in walks])
+    assert [one.wires for one in ends] == [[Wire.FP16] * 4] * 4
 
 
 def test_four_equal_devices_are_held_against_one_and_against_gloo() -> None:
