@@ -9,13 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from mesh.errors import GenerationFailed, PotluckError, ProtocolError
 from runtime.chores import Chores
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+
+# The last resort against a device that is stuck though its heart beats; one that is lost ends a
+# wait at once. Longer than any turn that it may be in for another model: nobody has measured the
+# slowest device, so it is a guess, and a generous one.
+SILENCE_TIMEOUT_S: Final = 60.0
 
 
 class Mailbox(Generic[K, T]):
@@ -104,19 +109,12 @@ class Mailbox(Generic[K, T]):
                 self._remove(key)
 
     def abandon(self, error: PotluckError) -> None:
-        """Every `take`, under way or later, raises this, until `reset`. What lies here is gone."""
+        """Every `take`, under way or later, raises this. What lies here is gone."""
         with self._changed:
             self._over = error
             self._letters.clear()
             self._bytes = 0
             self._came()
-
-    def reset(self) -> None:
-        """Empty, and open again."""
-        with self._changed:
-            self._over = None
-            self._letters.clear()
-            self._bytes = 0
 
     def _came(self) -> None:
         self._comings += 1

@@ -79,7 +79,7 @@ class Pipeline:
         finally:  # or the worker would wait for others for a while yet
             self.heads.close()
             for work in self._work.values():
-                work.forget_all()
+                work.stop()
 
     def install(self, post: Post) -> None:
         """Puts a plan in force beside those that are; where its head is cut, after `heads`."""

@@ -80,7 +80,7 @@ class Work:
             self.post.stage.close(session, prefix)
             self.used_s = now_s
 
-    def forget_all(self) -> None:
+    def stop(self) -> None:
         """This device stops: its worker waits for nobody any more."""
         if self.group is not None:
             self.group.abandon(StaleEpoch("this device stops"))

@@ -42,7 +42,3 @@ class Worker:
     def close(self) -> None:
         """Lets the running function end; drops what waits."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def wait_closed(self) -> None:
-        """Blocks until the thread has ended, after `close`."""
-        self._executor.shutdown(wait=True)

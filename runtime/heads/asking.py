@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from torch import Tensor
 
@@ -17,13 +16,9 @@ from planner.plan import Plan, Span
 from runtime.assembly import Assembly
 from runtime.heads import letters
 from runtime.heads.question import Tell, Want
-from runtime.mailbox import Mailbox
+from runtime.mailbox import SILENCE_TIMEOUT_S, Mailbox
 from runtime.outbox import Outbox
 from runtime.worker import Worker
-
-# The last resort against a device that is stuck though its heart beats: one that serves another
-# model's prompt of 512 tokens meanwhile takes some 20 s on a Pi.
-ANSWER_TIMEOUT_S: Final = 60.0
 
 Key = tuple[SessionId, PeerId]  # which question, and who answers
 
@@ -69,7 +64,7 @@ class Asking:
 
         def answers() -> dict[Span, list[Tell]]:
             return {
-                span: self._answers.take((question, peer), ANSWER_TIMEOUT_S)
+                span: self._answers.take((question, peer), SILENCE_TIMEOUT_S)
                 for peer, span in self.spans.items()
             }
 

@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 MAX_LETTERS: Final = 1 << 14
 MAX_LETTER_BYTES: Final = 1 << 28
 MAX_REASON_BYTES: Final = 300
+_NUMBER_BYTES: Final = 4  # of an order: token ids are int32, all else is fp32
+_ENTRY_ROWS: Final = 1  # what an order says of a slice takes less than a row of WIDTH bytes
+_END_ROWS: Final = 2  # its length and field names, and a last row that is not full
 MAX_ORDERS: Final = 4  # that wait here; a lead orders a turn when the one before is over
 
 Send = Callable[[PeerId, FrameHeader, Tensor], None]
@@ -171,7 +174,7 @@ class Group:
         if peer not in self._incoming or peer == self._peers[self._me]:
             raise ProtocolError(f"{peer.short} has no share of this stage")
         turn = int(header.session, 16)
-        if turn <= self._turn - 1:
+        if turn < self._turn:
             return  # of a turn that was given up here
         self._check(peer, header)
         coming = self._incoming[peer]
@@ -187,7 +190,7 @@ class Group:
                 key = (turn, (origin, header.position))
                 self._letters.put(key, Letter(rows), rows.nbytes)
             case Kind.GIVEN_UP:
-                words = bytes(rows.numpy().tobytes()).decode(errors="replace")
+                words = rows.numpy().tobytes().decode(errors="replace")
                 self._letters.fail(end_of(turn), GenerationFailed(f"{peer.short}: {words}"))
             case Kind.ORDER:
                 if len(self.orders) >= MAX_ORDERS:
@@ -206,7 +209,8 @@ class Group:
                         f"than any of a stage with {rows} rows of {most}"
                     )
             case Kind.ORDER:
-                most = (rows * 4 * max(self._bounds.width, 1) >> 8) + MAX_SESSIONS + 2
+                numbers_bytes = _NUMBER_BYTES * rows * max(self._bounds.width, 1)
+                most = numbers_bytes // WIDTH + MAX_SESSIONS * _ENTRY_ROWS + _END_ROWS
                 if peer != self._peers[0]:
                     raise ProtocolError(f"{peer.short} does not lead this stage")
                 if header.dtype is not DType.UINT8 or header.width != WIDTH or header.rows > most:

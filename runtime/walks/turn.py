@@ -11,13 +11,10 @@ from torch import Tensor
 from mesh.errors import GenerationFailed
 from mesh.tensor_frame import DType
 from planner.plan import Wire
-from runtime.mailbox import Mailbox
+from runtime.mailbox import SILENCE_TIMEOUT_S, Mailbox
 from runtime.walks.exchange import Key
 from runtime.walks.wire import DTYPES, pack, unpack
 
-# The last resort against a device that is stuck though its heart beats: one that serves another
-# model's prompt of 512 tokens meanwhile takes some 20 s on a Pi.
-PIECE_TIMEOUT_S: Final = 60.0
 PASS_NUMBERS: Final = 1 << 15  # between the pieces of one pass and those of the next
 END: Final = (-1, -1)  # the key of what ends a turn before its time
 
@@ -57,7 +54,7 @@ class TurnExchange:
 
     def take(self, origin: int, number: int, shape: tuple[int, int]) -> Tensor:
         key = (self.turn, (origin, self._first + number))
-        letter = self.letters.take(key, PIECE_TIMEOUT_S, self._end)
+        letter = self.letters.take(key, SILENCE_TIMEOUT_S, self._end)
         rows = unpack(letter.rows)
         if rows.shape != shape:
             raise GenerationFailed(
@@ -73,7 +70,7 @@ class TurnExchange:
         return self.letters.has(wanted, self._end)
 
     def wait(self) -> None:
-        self.letters.wait(PIECE_TIMEOUT_S, self._end)
+        self.letters.wait(SILENCE_TIMEOUT_S, self._end)
 
     @property
     def _end(self) -> tuple[int, Key]:

@@ -183,6 +183,6 @@ async def test_a_device_that_stops_waits_for_nobody(checkpoint: Checkpoint) -> N
         await asyncio.wait_for(swallowed.wait(), 10)
         answer.cancel()
         await asyncio.wait([answer])
-        workers = [device.worker for device in room.devices.values()]
+        threads = [device.worker._executor for device in room.devices.values()]
     async with asyncio.timeout(5):
-        await asyncio.gather(*(asyncio.to_thread(worker.wait_closed) for worker in workers))
+        await asyncio.gather(*(asyncio.to_thread(thread.shutdown) for thread in threads))
