@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from apps import cli_bench, cli_chaos, cli_models, show
+from apps import cli_bench, cli_chaos, cli_models, cli_trust, show
 from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
 from apps.terminal import AsJson, Home, ask, awaited, err, find_daemon, out, print_json
-from mesh.config import FolderLock, StateFolder
+from mesh.config import StateFolder
 from mesh.errors import ConfigError, PotluckError
 from mesh.ids import Address
 from mesh.limits import MAX_SESSIONS
@@ -111,64 +111,10 @@ def up(
     run_up(settings, folder, out, as_json=as_json)
 
 
-@app.command()
-def invite(home: Home = None, as_json: AsJson = False) -> None:
-    """Show the code that lets another device into this mesh."""
-    body = ask(home, lambda client: client.post("/potluck/invite"))
-    if as_json:
-        print_json(body)
-    else:
-        out.print("On the other device, with potluck installed, type:\n")
-        out.print(f"  [bold]potluck join {body['code']}[/]\n")
-        out.print("Whoever has this code is a member: show it to nobody else.")
-
-
-@app.command()
-def join(
-    code: Annotated[str, typer.Argument(help="What `potluck invite` shows on a member.")],
-    peer: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT of a member, where mDNS does not reach.")
-    ] = None,
-    interface: Annotated[
-        list[str] | None, typer.Option(help="Network interface; physical ones otherwise.")
-    ] = None,
-    home: Home = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let this device into a mesh. Then start it with `potluck up`."""
-    from apps.join import look_for_members
-    from mesh.trust import MeshSecret
-
-    secret = MeshSecret.from_join_code(code)
-    folder = StateFolder.open(home)
-    known = MeshSecret.load(folder)
-    if known is not None and known != secret:
-        raise ConfigError("this device is in another mesh; leave that one first: potluck leave")
-    addresses = [Address.parse(text) for text in peer or ()]
-    with show.waiting(err, "looking for the mesh", quiet=as_json):
-        found = awaited(look_for_members(folder, secret, addresses, tuple(interface or ())))
-    secret.save(folder)
-    if as_json:
-        print_json({"joined": True, "members": found.members, "hints": found.hints})
-    else:
-        show.joined(out, found)
-
-
-@app.command()
-def leave(home: Home = None, as_json: AsJson = False) -> None:
-    """Say goodbye to the others and forget the mesh."""
-    folder = StateFolder.open(home)
-    if not FolderLock(folder).is_taken:
-        from mesh.trust import MeshSecret
-
-        MeshSecret.erase(folder)
-        body = {"left": True}
-    else:
-        body = ask(home, lambda client: client.post("/potluck/leave"))
-    if as_json:
-        print_json(body)
-    else:
-        out.print("This device has left and has forgotten the mesh.")
+app.command()(cli_trust.invite)
+app.command()(cli_trust.join)
+app.command()(cli_trust.leave)
+app.command()(cli_trust.rotate)
 
 
 @app.command()

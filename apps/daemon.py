@@ -17,17 +17,19 @@ from apps.api.openai import OpenAIRoutes
 from apps.engine import Engine, Means
 from apps.settings import Settings, usable_memory_bytes
 from apps.timeline import Timeline
+from apps.trusting import Trusting
 from mesh.config import StateFolder, erase, write_private
 from mesh.errors import ConfigError, PotluckError
 from mesh.identity import Identity
 from mesh.ids import Address
+from mesh.keyring import Keyring
 from mesh.net.control import ControlTransport
+from mesh.net.credentials import Credentials
 from mesh.net.dialer import Dialer
-from mesh.net.discovery import Discovery, choose_interfaces
+from mesh.net.discovery import choose_interfaces
 from mesh.net.server import WebsocketServer
 from mesh.node import Node
 from mesh.state_store import FileStore
-from mesh.trust import MeshSecret, MeshTrust
 from runtime.compute.torch_device import choose, free_bytes
 from runtime.worker import Worker
 
@@ -37,17 +39,16 @@ ANSWER_S = 0.2  # for the answer to `potluck leave` to get out
 class Daemon:
     """One device of the mesh, from its sockets to its compute thread."""
 
-    def __init__(self, settings: Settings, folder: StateFolder, secret: MeshSecret) -> None:
+    def __init__(self, settings: Settings, folder: StateFolder, keyring: Keyring) -> None:
         """Must be made inside a running event loop."""
         self.settings = settings
         self.folder = folder
         self.api_port = settings.api_port
         self.timeline = Timeline()
-        self._secret = secret
         self._left = asyncio.Event()
 
         identity = Identity.load(folder)
-        self._trust = MeshTrust(identity, secret)
+        self._credentials = Credentials(identity, keyring, folder)
         self.torch_device = choose(settings.device)
         self._interfaces = choose_interfaces(settings.interfaces or None)
         if not self._interfaces.chosen:
@@ -55,8 +56,9 @@ class Daemon:
             raise ConfigError(
                 f"no network interface faces the home ({skipped}); name one with --interface"
             )
-        self._server = WebsocketServer(self._trust, self._interfaces.hosts, settings.port)
-        self._dialer = dialer = Dialer(self._trust)
+        trust = self._credentials.trust
+        self._server = WebsocketServer(trust, self._interfaces.hosts, settings.port)
+        self._dialer = dialer = Dialer(trust)
         self.node = Node(
             me=identity.peer,
             name=settings.name,
@@ -71,6 +73,15 @@ class Daemon:
             worker=Worker(settings.threads),
             torch_device=self.torch_device,
             memory_bytes=self._memory_bytes(),
+        )
+        self._trusting = Trusting(
+            self.node,
+            self._server,
+            dialer,
+            self._credentials,
+            settings.name,
+            self._interfaces.chosen,
+            self.timeline,
         )
         self._engine = Engine(settings, self.node, means, self.timeline)
 
@@ -89,9 +100,15 @@ class Daemon:
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(coroutine)
-                    for coroutine in (self._engine.run(), self._meet(), self._plan_early())
+                    for coroutine in (
+                        self._engine.run(),
+                        self._trusting.run(),
+                        self._plan_early(),
+                    )
                 ]
                 address = await self.node.started()
+                for hinted in self.settings.peers:
+                    self.node.hint(hinted)
                 self._write_daemon_file(str(address))
                 ready(self)
                 await self._left.wait()
@@ -100,25 +117,6 @@ class Daemon:
         finally:
             erase(self.folder.daemon)
             await runner.cleanup()
-
-    # --- finding the others -----------------------------------------------------------------------
-
-    async def _meet(self) -> None:
-        """Every path to the others: addresses given, addresses remembered, mDNS."""
-        address = await self.node.started()
-        for peer_address in self.settings.peers:
-            self.node.hint(peer_address)
-        discovery = Discovery(
-            own=self.node.view.me,
-            name=self.settings.name,
-            tag=self._trust.tag,
-            port=address.port,
-            interfaces=self._interfaces.chosen,
-            on_hint=self.node.hint,
-            on_other=lambda text: self.timeline.note("other", text),
-            on_trouble=lambda text: self.timeline.note("trouble", text),
-        )
-        await discovery.run()
 
     async def _plan_early(self) -> None:
         """With --model: a plan in force before the first request."""
@@ -146,9 +144,10 @@ class Daemon:
             pipeline=engine.pipeline,
             timeline=self.timeline,
             settings=self.settings,
-            secret=self._secret,
+            credentials=self._credentials,
             leave=self._leave,
         ).add_to(app)
+        self._trusting.routes.add_to(app)
         runner, self.api_port = await serve_app(app, self.settings.api_port)
         return runner
 
@@ -163,8 +162,9 @@ class Daemon:
 
     async def _leave(self) -> None:
         """Stops, and forgets the mesh for good."""
+        await self._trusting.say_goodbye()
         await self.node.leave()
-        MeshSecret.erase(self.folder)
+        self._credentials.erase()
         asyncio.get_running_loop().call_later(ANSWER_S, self._left.set)
 
     def _memory_bytes(self) -> int:

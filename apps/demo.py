@@ -99,7 +99,7 @@ class Demo:
         first, *others = self._devices
         await first.start()
         async with first.client() as client:
-            code = (await client.post("/potluck/invite"))["code"]
+            code = (await client.post("/potluck/invite", {"long": True}))["code"]
         await asyncio.gather(*(device.join(code) for device in others))
         await asyncio.gather(*(device.start() for device in others))
         for device in self._devices:

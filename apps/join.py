@@ -1,8 +1,10 @@
-"""`potluck join`: can the mesh of a code be reached from here, and who of it answers."""
+"""`potluck join` with the long code: can the mesh be reached from here, and who of it answers."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from mesh.config import StateFolder
@@ -12,7 +14,7 @@ from mesh.ids import Address, PeerId
 from mesh.limits import DEFAULT_PORT, MAX_CONTROL_BYTES
 from mesh.net.control import CONTROL_ROUTE
 from mesh.net.dialer import Dialer
-from mesh.net.discovery import Discovery, choose_interfaces
+from mesh.net.discovery import SERVICE_TYPE, Discovery, choose_interfaces
 from mesh.trust import MeshSecret, MeshTrust
 
 LOOK_S = 4.0  # mDNS answers within 0.2 s on a LAN; a sleepy Wi-Fi needs a few tries
@@ -60,27 +62,49 @@ async def _search(
     own: PeerId, tag: str, dialer: Dialer, interfaces: tuple[str, ...], found: Found
 ) -> None:
     hints: asyncio.Queue[Address] = asyncio.Queue()
+    async with listening(
+        own,
+        tag,
+        SERVICE_TYPE,
+        interfaces,
+        lambda address, peer: hints.put_nowait(address),
+        found.hints.append,
+    ):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                while not found.members:
+                    address = await hints.get()
+                    try:
+                        await _greet(dialer, address, found)
+                    except (LinkError, ProtocolError) as error:
+                        found.hints.append(str(error))
+
+
+@asynccontextmanager
+async def listening(
+    own: PeerId,
+    tag: str,
+    service_type: str,
+    interfaces: tuple[str, ...],
+    on_hint: Callable[[Address, PeerId], None],
+    on_text: Callable[[str], None],
+) -> AsyncIterator[None]:
+    """Hears mDNS announcements, and makes none."""
     discovery = Discovery(
         own=own,
         name="joining",
         tag=tag,
         port=DEFAULT_PORT,
         interfaces=choose_interfaces(interfaces or None).chosen,
-        on_hint=lambda address, peer: hints.put_nowait(address),
-        on_other=found.hints.append,
-        on_trouble=found.hints.append,
+        on_hint=on_hint,
+        on_other=on_text,
+        on_trouble=on_text,
+        service_type=service_type,
+        announce=False,
     )
     looking = asyncio.ensure_future(discovery.run())
     try:
-        async with asyncio.timeout(LOOK_S):
-            while not found.members:
-                address = await hints.get()
-                try:
-                    await _greet(dialer, address, found)
-                except (LinkError, ProtocolError) as error:
-                    found.hints.append(str(error))
-    except TimeoutError:
-        return
+        yield
     finally:
         looking.cancel()
         await asyncio.wait([looking])

@@ -13,7 +13,18 @@ from rich.table import Table
 from apps.draw.sheet import sheet_of
 from apps.draw.terminal import draw
 
-__all__ = ["escape", "joined", "layers_text", "loaded", "models", "plan", "status", "waiting"]
+__all__ = [
+    "escape",
+    "invited",
+    "joined",
+    "rotated",
+    "layers_text",
+    "loaded",
+    "models",
+    "plan",
+    "status",
+    "waiting",
+]
 
 HEALTH_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
 
@@ -44,6 +55,37 @@ def waiting(console: Console, text: str, *, quiet: bool) -> Iterator[Waiting]:
         return
     with console.status(text) as shown:
         yield shown
+
+
+def invited(out: Console, body: dict[str, Any]) -> None:
+    """What to type on the other device, and what to beware of."""
+    out.print("On the other device, with potluck installed, type:\n")
+    out.print(f"  [bold]potluck join {body['code']}[/]\n")
+    if "seconds" not in body:
+        out.print("Whoever has this code is a member: show it to nobody else.")
+        return
+    out.print(f"The code lets one device in and is good for {body['seconds'] / 60:.0f} minutes.")
+    where = " or ".join(escape(address) for address in body["addresses"])
+    out.print(f"If that device does not find this one, add there: --peer {where}")
+
+
+def rotated(out: Console, body: dict[str, Any]) -> None:
+    """Who has the new secret, who gets it later, and what the old one was good for until now."""
+    have_it, behind, shut_out = (
+        ", ".join(f"{escape(one['name'])} ({one['id'][:8]})" for one in body[key])
+        for key in ("have_it", "behind", "shut_out")
+    )
+    out.print(f"The mesh has a new secret, number {body['generation']}. These devices have it:")
+    out.print(f"  {have_it}")
+    if behind:
+        out.print(f"These were not reached, and get it when they are back:\n  {behind}")
+    if shut_out:
+        out.print(f"Shut out:\n  {shut_out}")
+    out.print(
+        "\nUntil this moment, whoever held the old secret (a lost device, a copied disk, an old "
+        "long code) could have invited other devices. Is one of those above not yours? Then type: "
+        "potluck rotate --without NAME"
+    )
 
 
 def joined(out: Console, found: Any) -> None:

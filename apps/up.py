@@ -13,11 +13,16 @@ from apps.settings import Settings
 from apps.show import escape
 from mesh.config import FolderLock, StateFolder
 from mesh.errors import PotluckError
+from mesh.keyring import Keyring
 from mesh.trust import MeshSecret
 
 # Worth a line on the screen of a device; the rest is in `potluck status` and the events API.
 SPOKEN = {
     "PeerJoined",
+    "invited",
+    "not-paired",
+    "paired",
+    "rotated",
     "PeerDied",
     "PeerLeft",
     "LeaderElected",
@@ -41,12 +46,12 @@ def run_up(settings: Settings, folder: StateFolder, out: Console, *, as_json: bo
     lock = FolderLock(folder)
     lock.take()
     try:
-        secret = MeshSecret.load(folder)
-        is_new = secret is None
-        if secret is None:
-            secret = MeshSecret.new()
-            secret.save(folder)
-        asyncio.run(_run(settings, folder, secret, out, is_new=is_new, as_json=as_json))
+        keyring = Keyring.load(folder)
+        is_new = keyring is None
+        if keyring is None:
+            keyring = Keyring(MeshSecret.new())
+            keyring.save(folder)
+        asyncio.run(_run(settings, folder, keyring, out, is_new=is_new, as_json=as_json))
     finally:
         lock.free()
 
@@ -54,19 +59,19 @@ def run_up(settings: Settings, folder: StateFolder, out: Console, *, as_json: bo
 async def _run(
     settings: Settings,
     folder: StateFolder,
-    secret: MeshSecret,
+    keyring: Keyring,
     out: Console,
     *,
     is_new: bool,
     as_json: bool,
 ) -> None:
-    daemon = Daemon(settings, folder, secret)
+    daemon = Daemon(settings, folder, keyring)
 
     def ready(daemon: Daemon) -> None:
         if as_json:
             print(json.dumps(_facts(daemon)), flush=True)
         else:
-            _greet(out, daemon, secret, is_new=is_new)
+            _greet(out, daemon, is_new=is_new)
 
     running = asyncio.ensure_future(daemon.run(ready))
     stopped = asyncio.Event()
@@ -126,14 +131,15 @@ def _facts(daemon: Daemon) -> dict[str, object]:
     }
 
 
-def _greet(out: Console, daemon: Daemon, secret: MeshSecret, *, is_new: bool) -> None:
+def _greet(out: Console, daemon: Daemon, *, is_new: bool) -> None:
     where = ", ".join(str(address) for address in daemon.addresses)
     out.print(
         f"[bold]{escape(daemon.settings.name)}[/] is up at {where}, computing on "
         f"{daemon.torch_device}"
     )
     if is_new:
-        out.print("This device has made a new mesh. To let another device in, type there:\n")
-        out.print(f"  [bold]potluck join {secret.join_code}[/]")
-        out.print("  [bold]potluck up[/]\n")
+        out.print(
+            "This device has made a new mesh. To let another device in, type here, in another"
+        )
+        out.print("terminal, [bold]potluck invite[/]: it shows what to type there.\n")
     out.print(f"API for this machine: http://127.0.0.1:{daemon.api_port}/v1    Ctrl-C stops")

@@ -12,6 +12,8 @@ PotluckError
       NotOfThisMesh     the TLS handshake failed: another mesh, or no mesh at all
       LinkClosed        the link was closed while in use
     RequestFailed       a peer answered a request with a refusal, in its own words
+    PairingFailed       a short code did not let a device in; the text says why
+    RotationRefused     the mesh's secret cannot be changed from here, or not now
     NoLeader            the mesh has not agreed on a leader
     StaleEpoch          something of an older epoch or plan; refused by the receiver
   PlanError
@@ -88,6 +90,14 @@ class LinkClosed(LinkError):
 
 class RequestFailed(MeshError):
     """A peer answered a request with a refusal, in its own words."""
+
+
+class PairingFailed(MeshError):
+    """A short code did not let a device in: wrong, too late, too often, or somebody in between."""
+
+
+class RotationRefused(MeshError):
+    """The mesh's secret cannot be changed from here, or not now; the text says what would help."""
 
 
 class NoLeader(MeshError):

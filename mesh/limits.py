@@ -64,6 +64,20 @@ MAX_PIECE_SOURCES: Final = 8  # at once, for one model; more only fight for the 
 PIECE_STALL_S: Final = 3.0  # nothing came of a source for so long: its pieces are others' to bring
 MAX_DAMAGED_PIECES: Final = 3  # of one source in one transfer; then it is asked for nothing more
 
+# --- pairing and rotation ------------------------------------------------------------------------
+PAIRING_WINDOW_S: Final = 120.0  # to walk to the other device and type six digits
+PAIRING_TRIES: Final = 3  # in one window: of a million codes, three guesses are 3e-6
+PAIRING_EXCHANGE_S: Final = 10.0  # from connection to secret: five messages, 40 ms of computing
+MAX_PAIRING_MESSAGE_BYTES: Final = 512  # ours have 200
+MAX_DOORS: Final = 8  # devices with an open window that a newcomer looks at
+DOORS_SETTLE_S: Final = 0.5  # after the first door was found: is there another one?
+MAX_ROSTER: Final = 1024  # devices that a new secret is for; 34 bytes each in a control message
+MAX_OLD_SECRETS: Final = 4  # a device that was off for longer has to join again
+ROTATE_TIMEOUT_S: Final = 1.0  # for one device to promise, and again to take the new secret
+PROMISE_S: Final = 5.0  # a promise to one rotation: longer than that rotation may take
+OLD_LINK_GRACE_S: Final = 0.5  # until links below the old secret close: all have the new by then
+REKEY_INTERVAL_S: Final = 2.0  # how often a device that was off is looked for
+
 # --- discovery -----------------------------------------------------------------------------------
 INTERFACE_POLL_S: Final = 2.0  # how soon a cable back in is announced; one file read per interface
 MAX_HINTS_PER_CANDIDATE: Final = 4  # addresses tried of one announced device

@@ -32,7 +32,7 @@ from mesh.membership import View
 from mesh.messages import Leave, Message, encode_message
 from mesh.nursery import Nursery
 from mesh.requests import NoticeHandler, RequestHandler, Requests
-from mesh.state_store import StateStore
+from mesh.state_store import KnownPeer, StateStore
 from mesh.subscribers import Subscribers
 from mesh.transport import Transport
 
@@ -89,6 +89,11 @@ class Node:
     @property
     def view(self) -> View:
         return self._core.view
+
+    @property
+    def known_peers(self) -> tuple[KnownPeer, ...]:
+        """Everybody it has met and where, also in earlier runs."""
+        return self._core.known_peers
 
     async def run(self) -> None:
         """Takes part until cancelled, or until `leave`. Raises ConfigError if it cannot start."""

@@ -21,9 +21,9 @@ from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.errors import NoLeader
 from mesh.ids import PeerId
+from mesh.net.credentials import Credentials
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
-from mesh.trust import MeshSecret
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
 
@@ -47,7 +47,7 @@ class MeshRoutes:
         pipeline: Pipeline,
         timeline: Timeline,
         settings: Settings,
-        secret: MeshSecret,
+        credentials: Credentials,
         leave: Callable[[], Awaitable[None]],
     ) -> None:
         self._node = node
@@ -58,7 +58,7 @@ class MeshRoutes:
         self._pipeline = pipeline
         self._timeline = timeline
         self._settings = settings
-        self._secret = secret
+        self._credentials = credentials
         self._leave = leave
 
     def add_to(self, app: web.Application) -> None:
@@ -66,7 +66,6 @@ class MeshRoutes:
         app.router.add_get("/potluck/plan", self.plan)
         app.router.add_get("/potluck/efforts", self.efforts)
         app.router.add_get("/potluck/events", self.events)
-        app.router.add_post("/potluck/invite", self.invite)
         app.router.add_post("/potluck/leave", self.leave)
 
     async def status(self, request: web.Request) -> web.Response:
@@ -80,6 +79,7 @@ class MeshRoutes:
                     "leader": view.leader,
                     "epoch": view.epoch.counter if view.epoch else None,
                     "version": view.version,
+                    "generation": self._credentials.keyring.generation,
                     "members": [self._member(member.peer, known) for member in view.members],
                 },
                 "plans": [
@@ -147,10 +147,6 @@ class MeshRoutes:
             except TimeoutError:
                 pass  # nothing happened; the client asks again
         return web.json_response({"events": [asdict(event) for event in events]})
-
-    async def invite(self, request: web.Request) -> web.Response:
-        """What another device has to know to be let in."""
-        return web.json_response({"code": self._secret.join_code})
 
     async def leave(self, request: web.Request) -> web.Response:
         """Says goodbye to the others and forgets the mesh; the daemon ends after the answer."""

@@ -64,11 +64,12 @@ class Dialer:
             path=f"/v{self._protocol}/{route}",
             query=dict(query or {}),
         )
+        trust = self.trust  # it may be replaced while we dial
         try:
             async with asyncio.timeout(self._timeout_s):
                 raw = await self._open_session().ws_connect(
                     url,
-                    ssl=self.trust.client_context,
+                    ssl=trust.client_context,
                     headers={VERSION_HEADER: str(self._protocol)},
                     compress=0,
                     max_msg_size=max_bytes + 1,  # aiohttp takes what is smaller than this
@@ -77,7 +78,7 @@ class Dialer:
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _in_words(error, address, self._protocol, self._timeout_s) from None
-        return await self._authenticated(raw, address)
+        return await self._authenticated(raw, address, trust)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -85,17 +86,18 @@ class Dialer:
             self._session = None
 
     async def _authenticated(
-        self, raw: aiohttp.ClientWebSocketResponse, address: Address
+        self, raw: aiohttp.ClientWebSocketResponse, address: Address, trust: MeshTrust
     ) -> Websocket:
         try:
-            peer = self.trust.peer_of(raw.get_extra_info("ssl_object"))
+            peer = trust.peer_of(raw.get_extra_info("ssl_object"))
         except NotOfThisMesh:
             await raw.close()
             raise
         websocket = Websocket(raw, peer, address, dialled=True)
-        if peer == self.trust.peer:
+        if peer == trust.peer:
             await websocket.close("dialled itself")
             raise LinkClosed(f"{address} is this device itself, or one with a copy of its key")
+        trust.opened(websocket)
         return websocket
 
     def _open_session(self) -> aiohttp.ClientSession:

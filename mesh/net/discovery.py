@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import zeroconf
@@ -27,10 +27,20 @@ from mesh.limits import (
     RESOLVE_TIMEOUT_S,
 )
 from mesh.net.interfaces import SYSFS, Interface, choose_interfaces, has_carrier, list_interfaces
+from mesh.printable import printable
 
-__all__ = ["SERVICE_TYPE", "Discovery", "Interface", "choose_interfaces"]
+__all__ = [
+    "PAIRING_SERVICE_TYPE",
+    "PAIRING_TAG",
+    "SERVICE_TYPE",
+    "Discovery",
+    "Interface",
+    "choose_interfaces",
+]
 
 SERVICE_TYPE = "_potluck._tcp.local."
+PAIRING_SERVICE_TYPE = "_potluck-pair._tcp.local."  # of devices that show a short code
+PAIRING_TAG = "open"  # there, instead of a mesh's: a newcomer knows none, and learns none
 _RESOLVERS = 4  # at once; the answer is nearly always in the announcement already
 _LABEL_CHARS = 32  # of the PeerId: a DNS label holds 63
 _NAME_BYTES = 200  # of a TXT entry, which holds 255
@@ -43,6 +53,7 @@ class Discovery:
     """Announces this device on its interfaces and listens for the others of its mesh.
 
     on_hint(address, peer)  a device of our mesh says it listens there; may repeat.
+    on_behind(address, peer) the same with one of `old_tags`: it was off when the secret changed.
     on_other(text)          another mesh or another version is near; each is said once.
     on_trouble(text)        announcing does not work here; said once, then tried again on changes.
     """
@@ -58,6 +69,10 @@ class Discovery:
         on_hint: OnHint,
         on_other: Callable[[str], None] = lambda text: None,
         on_trouble: Callable[[str], None] = lambda text: None,
+        service_type: str = SERVICE_TYPE,
+        announce: bool = True,
+        old_tags: Collection[str] = (),
+        on_behind: OnHint = lambda address, peer: None,
         protocol: int = PROTOCOL_VERSION,
         poll_s: float = INTERFACE_POLL_S,
         sysfs: Path = SYSFS,
@@ -70,6 +85,10 @@ class Discovery:
         self._on_hint = on_hint
         self._on_other = on_other
         self._on_trouble = on_trouble
+        self._service_type = service_type
+        self._announce = announce
+        self._old_tags = frozenset(old_tags)
+        self._on_behind = on_behind
         self._protocol = protocol
         self._poll_s = poll_s
         self._sysfs = sysfs
@@ -101,17 +120,19 @@ class Discovery:
             await self._until_changed(state)
             return
         async with AsyncZeroconf(interfaces=list(hosts), ip_version=IPVersion.V4Only) as service:
-            announced = await service.async_register_service(
-                self._own_service(hosts), cooperating_responders=True
-            )
+            if self._announce:
+                announced = await service.async_register_service(
+                    self._own_service(hosts), cooperating_responders=True
+                )
             browser = AsyncServiceBrowser(
-                service.zeroconf, SERVICE_TYPE, handlers=[self._on_service]
+                service.zeroconf, self._service_type, handlers=[self._on_service]
             )
             async with asyncio.TaskGroup() as tasks:
                 resolvers = [
                     tasks.create_task(self._resolve(service.zeroconf)) for _ in range(_RESOLVERS)
                 ]
-                await announced
+                if self._announce:
+                    await announced
                 await self._until_changed(state)
                 for resolver in resolvers:
                     resolver.cancel()
@@ -119,7 +140,7 @@ class Discovery:
 
     def _own_service(self, hosts: Sequence[str]) -> AsyncServiceInfo:
         return AsyncServiceInfo(
-            SERVICE_TYPE,
+            self._service_type,
             self._own_label,
             port=self._port,
             parsed_addresses=list(hosts),
@@ -134,7 +155,7 @@ class Discovery:
 
     @property
     def _own_label(self) -> str:
-        return f"{self._own[:_LABEL_CHARS]}.{SERVICE_TYPE}"
+        return f"{self._own[:_LABEL_CHARS]}.{self._service_type}"
 
     def _on_service(
         self,
@@ -155,7 +176,7 @@ class Discovery:
             name = await self._names.get()
             self._queued.discard(name)
             try:
-                info = AsyncServiceInfo(SERVICE_TYPE, name)
+                info = AsyncServiceInfo(self._service_type, name)
                 if info.load_from_cache(service) or await info.async_request(
                     service, RESOLVE_TIMEOUT_S * 1000
                 ):
@@ -173,16 +194,19 @@ class Discovery:
             return
         if peer == self._own or not addresses:
             return
-        name = _printable(said.get("name"), MAX_NAME_CHARS)
+        name = printable(said.get("name"), MAX_NAME_CHARS)
         where = f"{name or peer.short} ({addresses[0]})"
-        if said.get("mesh") != self._tag:
+        if said.get("mesh") in self._old_tags:
+            for address in addresses:
+                self._on_behind(address, peer)
+        elif said.get("mesh") != self._tag:
             self._say_other(
                 f"{where} is of another mesh; to join them, type on one of the two the code that "
                 "`potluck invite` shows on the other"
             )
         elif said.get("v") != str(self._protocol):
             self._say_other(
-                f"{where} speaks protocol {_printable(said.get('v'), 9) or '?'}, this device "
+                f"{where} speaks protocol {printable(said.get('v'), 9) or '?'}, this device "
                 f"{self._protocol}; install the same version of Potluck on both"
             )
         else:
@@ -222,11 +246,6 @@ class Discovery:
 def _came_back(before: tuple[bool, tuple[str, ...]], now: tuple[bool, tuple[str, ...]]) -> bool:
     replugged = now[0] and not before[0]
     return bool(now[1]) and (replugged or now[1] != before[1])
-
-
-def _printable(text: str | None, most_chars: int) -> str:
-    """What a stranger wrote reaches a terminal without its control characters."""
-    return "".join(char for char in text or "" if char.isprintable())[:most_chars]
 
 
 def _addresses(info: AsyncServiceInfo) -> list[Address]:

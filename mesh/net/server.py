@@ -185,11 +185,11 @@ class WebsocketServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """One authenticated request: a websocket for its route, or a refusal with its reason."""
-        transport = request.transport
+        transport, trust = request.transport, self.trust
         if transport is None:
             return web.Response(status=400)
         try:
-            peer = self.trust.peer_of(transport.get_extra_info("ssl_object"))
+            peer = trust.peer_of(transport.get_extra_info("ssl_object"))
         except NotOfThisMesh as error:
             return self._refuse(403, str(error))
         self._requested(transport).set()
@@ -205,10 +205,10 @@ class WebsocketServer:
             return self._refuse(403, "this device does not know the caller yet")
         if sum(other == peer for other in self._open.values()) >= MAX_LINKS_PER_PEER:
             return self._refuse(429, f"at most {MAX_LINKS_PER_PEER} links per device")
-        return await self._serve(request, route, peer)
+        return await self._serve(request, route, peer, trust)
 
     async def _serve(
-        self, request: web.BaseRequest, route: _Route, peer: PeerId
+        self, request: web.BaseRequest, route: _Route, peer: PeerId, trust: MeshTrust
     ) -> web.StreamResponse:
         raw = web.WebSocketResponse(
             compress=False,
@@ -222,6 +222,7 @@ class WebsocketServer:
         host, port = request.transport.get_extra_info("peername")[:2]
         websocket = Websocket(raw, peer, Address(host, port), dialled=False, query=request.query)
         self._open[websocket] = peer
+        trust.opened(websocket)
         try:
             await route.handler(websocket)
         finally:

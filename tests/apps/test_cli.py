@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mesh.config import StateFolder
+from mesh.keyring import Keyring
 from mesh.trust import MeshSecret
 from tests.apps.conftest import TinyMesh
 
@@ -127,20 +128,20 @@ async def watched(mesh: TinyMesh, *words: str) -> str:
 
 
 async def test_invite_and_join_bring_a_device_in(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
-    code = json.loads((await on(tiny_mesh, "invite", "--json")).stdout)["code"]
-    assert code in (await on(tiny_mesh, "invite")).stdout
+    code = json.loads((await on(tiny_mesh, "invite", "--long", "--json")).stdout)["code"]
+    assert code in (await on(tiny_mesh, "invite", "--long")).stdout
     done = await asyncio.to_thread(
         potluck, "join", code, "--interface", "lo", home=tmp_path / "new"
     )
     assert done.returncode == 0, done.stderr
     assert "The code is right" in done.stdout
     folder = StateFolder.open(tmp_path / "new")
-    assert MeshSecret.load(folder) == MeshSecret.from_join_code(code)
+    assert Keyring.load(folder) == Keyring(MeshSecret.from_join_code(code))
     assert folder.secret.stat().st_mode & 0o077 == 0
 
 
 async def test_an_unreachable_peer_is_said_so(tiny_mesh: TinyMesh, tmp_path: Path) -> None:
-    code = json.loads((await on(tiny_mesh, "invite", "--json")).stdout)["code"]
+    code = json.loads((await on(tiny_mesh, "invite", "--long", "--json")).stdout)["code"]
     done = await asyncio.to_thread(
         potluck, "join", code, "--peer", "127.0.0.1:9", "--interface", "lo", home=tmp_path / "new"
     )
@@ -161,7 +162,7 @@ async def test_the_code_of_another_mesh_is_refused_by_its_members(
     assert done.returncode == 1
     assert "mesh" in done.stderr
     assert "Traceback" not in done.stderr
-    assert MeshSecret.load(StateFolder.open(tmp_path / "new")) is None
+    assert Keyring.load(StateFolder.open(tmp_path / "new")) is None
 
 
 async def test_ctrl_c_ends_a_stream_and_frees_its_place(tiny_mesh: TinyMesh) -> None:
@@ -186,7 +187,7 @@ async def test_ctrl_c_ends_a_stream_and_frees_its_place(tiny_mesh: TinyMesh) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "m", "hello"), ("status",), ("plan", "m"), ("invite",)], ids=str
+    "words", [("run", "m", "hello"), ("status",), ("plan", "m"), ("invite",), ("rotate",)], ids=str
 )
 async def test_a_verb_without_a_daemon_says_what_to_type(
     tmp_path: Path, words: tuple[str, ...]
@@ -236,7 +237,7 @@ async def test_a_device_of_another_mesh_has_to_leave_first(tmp_path: Path) -> No
     assert "potluck leave" in done.stderr
     left = potluck("leave", home=tmp_path)
     assert left.returncode == 0
-    assert MeshSecret.load(StateFolder.open(tmp_path)) is None
+    assert Keyring.load(StateFolder.open(tmp_path)) is None
 
 
 @pytest.mark.parametrize("option", ["--port", "--api-port"])

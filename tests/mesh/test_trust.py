@@ -17,6 +17,7 @@ from mesh.certificate import ca_certificate, check_leaf, leaf_certificate, to_pe
 from mesh.config import StateFolder, write_private
 from mesh.errors import ConfigError, NotOfThisMesh
 from mesh.identity import Identity
+from mesh.keyring import Keyring
 from mesh.pairing import format_join_code
 from mesh.trust import MeshSecret, MeshTrust, mesh_tag
 
@@ -47,23 +48,23 @@ def test_certificates_hold_for_devices_with_a_wrong_clock():
 
 def test_the_secret_is_kept_and_erased(tmp_path):
     folder = StateFolder.open(tmp_path)
-    assert MeshSecret.load(folder) is None
+    assert Keyring.load(folder) is None
     SECRET.save(folder)
-    assert MeshSecret.load(folder) == SECRET
+    assert Keyring.load(folder) == Keyring(SECRET)
     assert stat.S_IMODE(folder.secret.stat().st_mode) == 0o600
     MeshSecret.erase(folder)
-    assert MeshSecret.load(folder) is None
+    assert Keyring.load(folder) is None
 
 
 def test_a_damaged_or_public_secret_is_an_error_in_words(tmp_path):
     folder = StateFolder.open(tmp_path)
     write_private(folder.secret, b"\xff\x00 no code")
     with pytest.raises(ConfigError, match="is damaged .*`potluck join"):
-        MeshSecret.load(folder)
+        Keyring.load(folder)
     SECRET.save(folder)
     folder.secret.chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
-        MeshSecret.load(folder)
+        Keyring.load(folder)
 
 
 def test_the_join_code_carries_the_secret_and_the_repr_does_not():
