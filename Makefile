@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One thread per emulated device: more only makes them fight for the same cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup dev demo test check chaos clean
+.PHONY: setup dev demo test check chaos nightly reliability clean
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev-installed
@@ -40,9 +40,17 @@ check: dev           ## lint, types, import directions, the README's commands
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
 
-chaos: dev           ## 50 seeded kills and as many unplugs on real processes; prints p50 / p95
-	$(BIN)/python -m tests.chaos --runs 50 --fault kill
-	$(BIN)/python -m tests.chaos --runs 50 --fault unplug
+chaos: dev           ## the short one: 200 simulated homes, ten kills and ten cables out for real
+	$(BIN)/potluck chaos --seeds 200
+	$(BIN)/potluck chaos --fault kill --runs 10
+	$(BIN)/potluck chaos --fault unplug --runs 10
+
+# As root, for cables, small disks and clocks; what the machine cannot have, fails with the reason.
+nightly: dev         ## everything that takes hours; fails where a figure is a fifth worse
+	$(BIN)/python -m apps.chaos.nightly
+
+reliability: dev     ## docs/reliability.md, of docs/reliability.jsonl and the tests' docstrings
+	$(BIN)/python -m apps.chaos.report > docs/reliability.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

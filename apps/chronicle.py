@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from apps.timeline import Timeline
-from mesh.events import Event, LeaderElected, ViewChanged
+from mesh.events import Event, LeaderElected, PeerDied, PeerJoined, PeerLeft, ViewChanged
 from mesh.ids import PeerId
 from mesh.membership import View
 
@@ -20,11 +20,11 @@ class Chronicle:
     def note(self, event: Event, view: View) -> None:
         if isinstance(event, ViewChanged):
             return  # each change of the view has an event of its own
+        kind = type(event).__name__
         if isinstance(event, LeaderElected):
             if event.epoch.leader == self._leader:
-                return  # the same leader took an epoch for a new plan
+                kind = "EpochAdvanced"  # the same leader took an epoch for a new plan
             self._leader = event.epoch.leader
-        kind = type(event).__name__
         fields = _fields(event, view)
         who = fields.get("name", "")
         text = f"{_WORDS.get(kind, kind)} {who}: {event.reason}"
@@ -38,6 +38,7 @@ _WORDS = {
     "PeerDied": "lost",
     "PeerLeft": "goodbye from",
     "LeaderElected": "the leader is",
+    "EpochAdvanced": "another epoch of",
     "LinkUp": "linked with",
     "LinkDown": "no link with",
     "Refused": "no link",
@@ -52,6 +53,8 @@ def _fields(event: Event, view: View) -> dict[str, Any]:
     if peer is not None:
         member = view.find(peer)
         fields = {"peer": str(peer), "name": member.name if member else peer.short}
+    if isinstance(event, PeerJoined | PeerDied | PeerLeft):
+        fields["incarnation"] = event.incarnation
     if epoch is not None:
         fields |= {"epoch": epoch.counter, "leader": str(epoch.leader)}
     return fields

@@ -20,9 +20,28 @@ def chaos(
     keep: Annotated[
         Path | None, typer.Option(help="A folder for the histories of those that fail.")
     ] = None,
+    fault: Annotated[
+        str | None,
+        typer.Option(help="On real processes of this machine instead: kill, unplug, ..., soak."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How often that fault.")] = 10,
+    devices: Annotated[
+        int | None, typer.Option(min=3, max=5, help="In each home; the seed says otherwise.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="No run begins later; the length of a soak.")
+    ] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="A file that gets a JSON line of each run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Homes in simulated trouble, one from each seed, and what of it should not have happened."""
+    """Homes in trouble, simulated ones or (with --fault) real processes, and what of it should not
+    have happened.
+    """
+    if fault is not None:
+        real(fault, range(first_seed, first_seed + runs), devices, seconds, out_file, quiet=as_json)
+        return
     summary = simulate(seeds, first_seed, keep, quiet=as_json)
     if as_json:
         print_json(summary)
@@ -33,6 +52,31 @@ def chaos(
         )
     if summary["failed"]:
         raise PotluckError(f"{len(summary['failed'])} of {summary['seeds']} homes broke a promise")
+
+
+def real(
+    fault: str,
+    seeds: range,
+    devices: int | None,
+    seconds: float | None,
+    out_file: Path | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Seeded faults on real daemons in mid-generation. Raises PotluckError if anything is wrong."""
+    from apps.chaos.command import run_faults
+    from apps.chaos.runs import Asked
+
+    asked = Asked(fault, seeds, devices, seconds=seconds)
+    outcome = run_faults(asked, out_file, lambda line: None if quiet else print(line, flush=True))
+    if quiet:
+        print_json({**outcome.line, "wrong": list(outcome.wrong)})
+    else:
+        out.print(outcome.text)
+        for text in outcome.wrong:
+            out.print(f"[red]wrong[/] {show.escape(text)}")
+    if outcome.wrong:
+        raise PotluckError(f"{len(outcome.wrong)} times something was wrong")
 
 
 def simulate(seeds: int, first_seed: int, keep: Path | None, *, quiet: bool) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class Demo:
     async def _lose(self, what: str, lost: Device, owner: Device, undisturbed: Generation) -> Lost:
         """Kills a device after a third of the sentence; the stream goes on by itself."""
         killed_s, shown = 0.0, 0
+        led = (await self._status(owner))["mesh"]["leader"]
 
         async def kill() -> None:
             nonlocal killed_s
@@ -126,7 +127,7 @@ class Demo:
             owner, DEFAULT_MODEL, PROMPT, self._tokens, self._tokens // 3, kill, show
         )
         survivors = [device for device in self._devices if device.running]
-        after = recovery(killed_s, lost, survivors, owner)
+        after = recovery({lost.device_id: killed_s}, survivors, owner, led)
         equal = generation.token_ids == undisturbed.token_ids
         self._out.print(
             f"\n[bold green]it went on after {after.resume_ms or 0:.0f} ms on {len(survivors)} "

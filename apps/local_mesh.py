@@ -64,6 +64,7 @@ class Device:
             *("--device", "cpu"),  # an accelerator of this machine is not to be shared by several
             *self.options,
         )
+        self._add({"event": "starting", "at_s": time.monotonic()})
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,

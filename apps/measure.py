@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 
-from apps.local_mesh import Device, Event
+from apps.local_mesh import Device
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Milliseconds from the moment of the fault, except `plan_ms`, which is how long planning and
-    installing took. None where it did not happen or was not seen.
-    """
+    """Milliseconds. None where it did not happen or was not seen."""
 
-    detect_ms: float | None  # the last survivor holds the device dead
-    elect_ms: float | None  # the last survivor accepts a new leader; None if the leader lives
-    plan_ms: float | None
-    resume_ms: float | None  # the next token is there
-
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
+    detect_ms: float | None  # from the loss until the last survivor holds the device gone
+    elect_ms: float | None  # from a leader's loss being seen until the last one has a new leader
+    plan_ms: float | None  # how long planning and installing took
+    resume_ms: float | None  # from the loss until the next token is there
 
 
 @dataclass(slots=True)
@@ -99,30 +94,69 @@ async def generate_and(
         generating.cancel()
 
 
-def recovery(fault_s: float, lost: Device, survivors: Iterable[Device], owner: Device) -> Recovery:
-    """Reads the survivors' events after the fault."""
-    detected, elected, planned = [], [], []
+def recovery(
+    lost: Mapping[str, float], survivors: Iterable[Device], owner: Device, leader: str | None
+) -> Recovery:
+    """Reads the survivors' events. `lost` says when each device (by its id) was lost; `leader` is
+    who led before.
+    """
+    last_s = max(lost.values())
+    seen, led, elected, planned = [], [], [], []
     for device in survivors:
-        after = [event for event in device.events if event["at_s"] >= fault_s]
-        detected.append(_first(after, "PeerDied", lambda e: e["peer"] == lost.device_id))
-        elected.append(_first(after, "LeaderElected", lambda e: e["leader"] != lost.device_id))
-        planned += [event["plan_ms"] for event in after if event["event"] == "installed"]
-    resumed = _first(
-        [event for event in owner.events if event["at_s"] >= fault_s], "resumed", lambda e: True
-    )
+        for device_id, lost_s in lost.items():
+            at_s = _first(device, ("PeerDied", "PeerLeft"), lost_s, peer=device_id)
+            seen.append(None if at_s is None else at_s - lost_s)
+        if leader is not None and leader in lost:
+            gone_s = _first(device, ("PeerDied", "PeerLeft"), lost[leader], peer=leader)
+            led += [gone_s] if gone_s is not None else []
+            elected.append(_first_elected(device, lost))
+        planned += [
+            event["plan_ms"]
+            for event in device.events
+            if event["event"] == "installed" and event["at_s"] >= last_s
+        ]
+    resumed_s = _first(owner, ("resumed",), last_s)
+    elected_s = _last(elected)
     return Recovery(
-        detect_ms=_last_ms(detected, fault_s),
-        elect_ms=_last_ms(elected, fault_s),
+        detect_ms=_ms(_last(seen)),
+        elect_ms=_ms(elected_s - min(led) if elected_s is not None and led else None),
         plan_ms=planned[0] if planned else None,
-        resume_ms=_last_ms([resumed], fault_s),
+        resume_ms=_ms(resumed_s - last_s if resumed_s is not None else None),
     )
 
 
-def _first(events: list[Event], kind: str, wanted: Callable[[Event], bool]) -> float | None:
-    return next((e["at_s"] for e in events if e["event"] == kind and wanted(e)), None)
+def _first_elected(device: Device, lost: Mapping[str, float]) -> float | None:
+    return next(
+        (
+            event["at_s"]
+            for event in device.events
+            if event["event"] == "LeaderElected"
+            and event["at_s"] >= min(lost.values())
+            and event["leader"] not in lost
+        ),
+        None,
+    )
 
 
-def _last_ms(times_s: list[float | None], fault_s: float) -> float | None:
-    """When the last of them was there; None as soon as one is missing."""
+def _first(device: Device, kinds: tuple[str, ...], since_s: float, **fields: str) -> float | None:
+    """When the device first said it after that moment."""
+    return next(
+        (
+            event["at_s"]
+            for event in device.events
+            if event["event"] in kinds
+            and event["at_s"] >= since_s
+            and all(event.get(name) == value for name, value in fields.items())
+        ),
+        None,
+    )
+
+
+def _last(times_s: list[float | None]) -> float | None:
+    """The last of them; None as soon as one is missing."""
     known = [at_s for at_s in times_s if at_s is not None]
-    return (max(known) - fault_s) * 1e3 if known and len(known) == len(times_s) else None
+    return max(known) if known and len(known) == len(times_s) else None
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else max(0.0, seconds) * 1e3

@@ -97,6 +97,7 @@ class MeshRoutes:
                 "efforts": [measured_as_dict(one) for one in self._pipeline.meter.measured],
                 "conversations": self._pipeline.conversations,
                 "refused_frames": dict(self._pipeline.refused),
+                "tasks": len(asyncio.all_tasks()),
             }
         )
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,21 +71,34 @@ class Lan:
     def replug(self, index: int) -> None:
         _run("ip", "-n", self._switch, "link", "set", f"p{index}", "up")
 
-    def cut(self, index: int) -> None:
-        """Silent: every packet from and to the device is dropped, and its carrier stays up."""
-        _run(*self._nft(f"add table bridge cut{index}"))
-        chain = "{ type filter hook forward priority 0; policy accept; }"
-        _run(*self._nft(f"add chain bridge cut{index} f {chain}"))
-        for side in ("iifname", "oifname"):
-            _run(*self._nft(f'add rule bridge cut{index} f {side} "p{index}" counter drop'))
+    def partition(self, side: Collection[int]) -> None:
+        """Two halves that hear nothing of each other; every carrier stays up."""
+        other = [index for index in range(self.count) if index not in side]
+        for here, there in ((side, other), (other, side)):
+            self._drop(f"iifname {_ports(here)} oifname {_ports(there)}")
 
-    def heal(self, index: int) -> None:
-        _run(*self._nft(f"delete table bridge cut{index}"))
+    def mute(self, index: int) -> None:
+        """One way only: the device hears the others, and nothing that it sends arrives."""
+        self._drop(f"iifname {_ports([index])}")
+
+    def lossy(self, index: int, percent: int) -> None:
+        """So many of the packets from and to the device get lost, by chance."""
+        for side in ("iifname", "oifname"):
+            self._drop(f"{side} {_ports([index])} numgen random mod 100 < {percent}")
+
+    def mend(self) -> None:
+        """Every packet arrives again, whatever was cut, muted or lossy."""
+        _run(*self._nft("flush ruleset"))
 
     def shape(self, index: int, up_mbit: int, down_mbit: int) -> None:
         """Limits a device's link in each direction."""
         _shape(self.namespace(index), "eth0", up_mbit)
         _shape(self._switch, f"p{index}", down_mbit)
+
+    def unshape(self, index: int) -> None:
+        """As fast again as the machine can."""
+        _run("tc", "-n", self.namespace(index), "qdisc", "del", "dev", "eth0", "root")
+        _run("tc", "-n", self._switch, "qdisc", "del", "dev", f"p{index}", "root")
 
     def socket_factory(self, index: int) -> Any:
         """For aiohttp's TCPConnector: sockets that live on that device."""
@@ -100,6 +113,13 @@ class Lan:
     @property
     def _switch(self) -> str:
         return f"{self.prefix}-sw"
+
+    def _drop(self, what: str) -> None:
+        """In the switch, of what it forwards; adding what is there already is no error."""
+        _run(*self._nft("add table bridge faults"))
+        chain = "{ type filter hook forward priority 0; policy accept; }"
+        _run(*self._nft(f"add chain bridge faults forward {chain}"))
+        _run(*self._nft(f"add rule bridge faults forward {what} counter drop"))
 
     def _nft(self, rule: str) -> tuple[str, ...]:
         return ("ip", "netns", "exec", self._switch, "nft", rule)
@@ -124,6 +144,10 @@ class Lan:
     def _remove(self) -> None:
         for name in (*(self.namespace(index) for index in range(self.count)), self._switch):
             _tried("ip", "netns", "del", name)
+
+
+def _ports(indices: Iterable[int]) -> str:
+    return "{ " + ", ".join(f"p{index}" for index in indices) + " }"
 
 
 def _shape(namespace: str, device: str, mbit: int) -> None:

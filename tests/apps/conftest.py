@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from apps.chaos.home import Home
 from apps.local_mesh import Device
 from apps.planning.profiles import SCRATCH_BYTES
 from planner.cost import predict
 from planner.plan import Capacity, Share, Span, Stage
 from planner.profile import Cluster, Curve, DeviceProfile
 from runtime.weights import Checkpoint
-from tests.chaos import Home
 from tests.runtime.room import peer
 from tests.runtime.tiny_model import write_tiny_gemma
 
@@ -59,7 +59,7 @@ async def tiny_mesh(tiny_path: Path) -> AsyncIterator[TinyMesh]:
     weights = needed_bytes(Checkpoint.open(tiny_path)) - SCRATCH_BYTES
     memory = SCRATCH_BYTES + weights * 2 // 3
     async with asyncio.timeout(90):
-        manager = Home.of(3, str(memory), namespaces=False, sessions=SESSIONS, context=CONTEXT)
+        manager = Home.of(3, str(memory), sessions=SESSIONS, context=CONTEXT)
         home = await manager.__aenter__()
     try:
         yield TinyMesh(home, str(tiny_path))

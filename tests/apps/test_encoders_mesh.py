@@ -21,6 +21,7 @@ import pytest
 import pytest_asyncio
 import torch
 
+from apps.chaos.home import Home
 from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.planning.profiles import SCRATCH_BYTES
@@ -30,7 +31,6 @@ from planner.plan import Capacity, Span
 from runtime.checkpoints import Model, open_model
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.stored.model_packages import MINILM, WHISPER
-from tests.chaos import Home
 from tests.runtime.library import Embedder
 from tests.runtime.tiny_model import write_tiny_gemma
 

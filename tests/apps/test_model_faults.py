@@ -15,13 +15,14 @@ import pytest
 import pytest_asyncio
 
 from apps.bench.lan import why_not
+from apps.chaos.equipment import Equipment
+from apps.chaos.home import Home
 from apps.client import ApiError
 from apps.local_mesh import Device
 from runtime.stored.layout import files_of, layout_of
 from runtime.stored.manifest import Manifest, make_manifest
 from runtime.weights import Checkpoint
 from tests.apps.test_models_mesh import fetched, get, put
-from tests.chaos import Home
 from tests.runtime.tiny_model import write_tiny_gemma
 
 pytestmark = [
@@ -60,7 +61,7 @@ async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stre
     checkpoint = Checkpoint.open(path)
     manifest = make_manifest(checkpoint.model_id, layout_of(checkpoint), files_of(checkpoint))
     async with asyncio.timeout(90):
-        manager = Home.of(3, "500MB", namespaces=True, sessions=1, context=64)
+        manager = Home.of(3, "500MB", equipment=Equipment(network=True), sessions=1, context=64)
         home = await manager.__aenter__()
     try:
         assert home.lan is not None

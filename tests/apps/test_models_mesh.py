@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from apps.chaos.home import Home
 from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.measure import generate
@@ -23,7 +24,6 @@ from runtime.text.tokenizer import Tokenizer
 from runtime.weights import Checkpoint
 from tests.apps.conftest import CONTEXT, SESSIONS, needed_bytes
 from tests.apps.test_cli import potluck
-from tests.chaos import Home
 from tests.runtime.tiny_model import write_tiny_gemma
 from tests.runtime.whole_model import WholeModel
 

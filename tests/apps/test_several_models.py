@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from apps.chaos.home import Home
 from apps.client import ApiError
 from apps.local_mesh import Device
 from apps.measure import Generation, generate
@@ -20,7 +21,6 @@ from apps.planning.profiles import SCRATCH_BYTES
 from runtime.weights import Checkpoint
 from tests.apps.conftest import CONTEXT, LAYERS, SESSIONS, needed_bytes
 from tests.apps.test_cli import potluck
-from tests.chaos import Home
 from tests.runtime.tiny_model import write_tiny_gemma
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("several_models")]
