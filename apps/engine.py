@@ -69,7 +69,7 @@ class Engine:
             means.server,
             means.dialer,
             on_frame=self._on_frame,
-            on_sent=lambda header, seconds: self.pipeline.meter.sent(header, seconds),
+            on_sent=lambda header, since_s, s: self.pipeline.meter.sent(header, since_s, s),
             admit=self._is_member,
         )
         self._peer_links = PeerLinks(node, self.links)

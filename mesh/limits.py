@@ -28,6 +28,8 @@ MAX_TENSOR_BYTES: Final = 256 * MIB  # one step's whole tensor, all tiles
 MAX_TENSOR_DIM: Final = 1 << 20
 MAX_HEADER_BYTES: Final = 200  # what a frame may weigh beside its activation
 FRAMES_IN_FLIGHT: Final = 8  # per link, unacknowledged; then the sender waits
+FRAMES_PER_ACK: Final = FRAMES_IN_FLIGHT // 2  # the other half is on its way meanwhile
+ACK_DELAY_S: Final = 0.2  # for fewer: each acknowledgement wakes both ends, and nobody waits for it
 
 # --- mesh ----------------------------------------------------------------------------------------
 MAX_MEMBERS: Final = 64  # all-to-all heartbeats are meant for 16; this is where we refuse

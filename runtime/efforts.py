@@ -19,9 +19,10 @@ class Turn:
 
     rows: int
     conversations: int
+    started_s: float = 0.0  # in the loop's time
     compute_s: float = 0.0
     wait_s: float = 0.0  # nothing was computed here
-    wire_s: float = 0.0  # links carried what it sent, until it was acknowledged
+    wire_s: float = 0.0  # links carried what it sent, until it had arrived
     sent_bytes: int = 0  # without headers, as the next
     received_bytes: int = 0
 

@@ -24,7 +24,8 @@ class _Kept:
 
     prompts: deque[Turn] = field(default_factory=lambda: deque(maxlen=WINDOW))
     tokens: deque[Turn] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    last: Turn | None = None  # the turn under way, or the last one
+    # The last ones of both kinds, with that under way: what they sent is heard of later.
+    started: deque[Turn] = field(default_factory=lambda: deque(maxlen=2 * WINDOW))
     is_under_way: bool = False
     ended_s: float = 0.0  # the last one
     early_bytes: int = 0  # came for the next one
@@ -63,10 +64,11 @@ class Meter:
         """
         kept = self._plans.get(plan, _Kept())
         is_prompt = any(each.is_source or len(each.rows) > SHORT_ROWS for each in slices)
-        turn = Turn(sum(len(each.rows) for each in slices), len(slices))
-        turn.received_bytes, kept.early_bytes = kept.early_bytes, 0
-        kept.last, kept.is_under_way = turn, True
         started_s, waited_s = self._now_s(), self._chores.waited_s
+        turn = Turn(sum(len(each.rows) for each in slices), len(slices), started_s)
+        turn.received_bytes, kept.early_bytes = kept.early_bytes, 0
+        kept.started.append(turn)
+        kept.is_under_way = True
         since_s = max(kept.ended_s, used_s if used_s is not None else started_s)
         idle_s = max(0.0, started_s - since_s)
         beside_s = min(idle_s, self._chores.worked_s - self._chores_s)
@@ -86,14 +88,16 @@ class Meter:
         kept = self._plans.get(plan)
         if kept is None:
             return
-        if kept.is_under_way and kept.last is not None:
-            kept.last.received_bytes += size_bytes
+        if kept.is_under_way:
+            kept.started[-1].received_bytes += size_bytes
         else:
             kept.early_bytes += size_bytes
 
-    def sent(self, header: FrameHeader, seconds: float) -> None:
-        """A frame has arrived elsewhere, and its link was busy with it for so long."""
+    def sent(self, header: FrameHeader, since_s: float, seconds: float) -> None:
+        """A frame, sent at `since_s`, has arrived elsewhere; its link was busy with it so long."""
         kept = self._plans.get(header.plan)
-        if kept is not None and kept.last is not None:
-            kept.last.sent_bytes += header.tile_bytes
-            kept.last.wire_s += seconds
+        for turn in reversed(kept.started if kept is not None else ()):
+            if turn.started_s <= since_s:
+                turn.sent_bytes += header.tile_bytes
+                turn.wire_s += seconds
+                return

@@ -7,7 +7,11 @@ the sender answers with a start message, sends again what was not acknowledged, 
     request      ?stream=<16 hex digits>&next=<number>   or nothing, when it knows no stream
     start        stream id (8 bytes), number of the first frame to come (8 bytes)
     frame        number (8 bytes), header, payload           sender to receiver
-    acknowledge  number wanted next (8 bytes)                receiver to sender, for all below it
+    acknowledge  number wanted next (8 bytes), and for each frame below it since the last one, how
+                 many microseconds ago it came (4 bytes)     receiver to sender
+
+Acknowledgements wait for one another: each wakes both ends, which costs a small device more than
+taking a frame out of the socket. What is measured of a link does not wait with them.
 """
 
 from __future__ import annotations
@@ -17,20 +21,25 @@ import contextlib
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import PeerId
-from mesh.limits import FRAMES_IN_FLIGHT, MAX_TENSOR_FRAME_BYTES
-from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
+from mesh.limits import FRAMES_IN_FLIGHT, FRAMES_PER_ACK, MAX_TENSOR_FRAME_BYTES
+from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
 from mesh.transport import Line
 
 STREAM_ID_BYTES = 8
 _NUMBER = struct.Struct("<Q")
+_AGE = struct.Struct("<I")
+_US = 1e6
+_MOST_AGE = (1 << 32) - 1
 _START = struct.Struct(f"<{STREAM_ID_BYTES}sQ")
 PREFIX_BYTES = _NUMBER.size
 MAX_STREAM_MESSAGE_BYTES = PREFIX_BYTES + MAX_TENSOR_FRAME_BYTES
+
+OnSent = Callable[[FrameHeader, float, float], None]
 
 
 @dataclass(slots=True)
@@ -49,16 +58,16 @@ class SendStream:
         self,
         peer: PeerId,
         counts: SendCounts,
-        on_sent: Callable[[FrameHeader, float], None] = lambda header, seconds: None,
+        on_sent: OnSent = lambda header, since_s, seconds: None,
     ) -> None:
-        """`on_sent` hears of each frame that was acknowledged, and for how many seconds the link
-        was busy with it and with no frame before it.
+        """`on_sent` hears of each frame that was acknowledged, when it was sent in the loop's time,
+        and for how many seconds the link was busy with it and with no frame before it.
         """
         self.peer = peer
         self._counts = counts
         self._on_sent = on_sent
         self._out: deque[tuple[FrameHeader, float]] = deque()  # what is kept, and since when
-        self._free_s = 0.0  # when something was acknowledged last
+        self._free_s = 0.0  # when the last frame that is acknowledged had arrived
         self._id = secrets.token_bytes(STREAM_ID_BYTES)
         self._kept: deque[memoryview] = deque()
         self._acknowledged = 0  # every frame with a lower number has arrived
@@ -127,7 +136,7 @@ class SendStream:
             await websocket.send(_START.pack(self._id, resume))
             await self._resend(websocket)
             while True:
-                self._acknowledge(self._read_number(await websocket.receive()))
+                self._acknowledge(*self._read(await websocket.receive()))
         except ProtocolError as error:
             await websocket.close(str(error))
             raise LinkClosed(str(error)) from None
@@ -185,24 +194,33 @@ class SendStream:
             self._websocket = websocket
             self._notify()
 
-    def _read_number(self, data: bytes) -> int:
-        if len(data) != _NUMBER.size:
-            raise ProtocolError(f"an acknowledgement has {_NUMBER.size} bytes; {len(data)} came")
-        number: int = _NUMBER.unpack(data)[0]
+    def _read(self, data: bytes) -> tuple[int, list[float]]:
+        """The number of an acknowledgement, and the ages of the frames that it is for."""
+        if len(data) < _NUMBER.size:
+            raise ProtocolError(f"an acknowledgement of {len(data)} bytes has no number")
+        number: int = _NUMBER.unpack_from(data)[0]
         if not self._acknowledged <= number <= self._next:
             raise ProtocolError(
                 f"frames {self._acknowledged}..{self._next} are out; {number} was acknowledged"
             )
-        return number
+        count = number - self._acknowledged
+        if len(data) != _NUMBER.size + count * _AGE.size:
+            raise ProtocolError(
+                f"{count} frames are acknowledged in {_NUMBER.size + count * _AGE.size} bytes; "
+                f"{len(data)} came"
+            )
+        return number, [age / _US for (age,) in _AGE.iter_unpack(data[_NUMBER.size :])]
 
-    def _acknowledge(self, number: int) -> None:
-        while self._acknowledged < number:
+    def _acknowledge(self, number: int, ages_s: Sequence[float] = ()) -> None:
+        """Everything below a number has arrived, each frame so long ago; by default just now."""
+        now_s = asyncio.get_running_loop().time()
+        for age_s in ages_s or (0.0,) * (number - self._acknowledged):
             self._kept.popleft()
             self._acknowledged += 1
-            header, since_s = self._out.popleft()
-            now_s = asyncio.get_running_loop().time()
-            since_s, self._free_s = max(since_s, self._free_s), now_s
-            self._on_sent(header, now_s - since_s)
+            header, sent_s = self._out.popleft()
+            began_s = max(sent_s, self._free_s)
+            self._free_s = max(began_s, now_s - age_s)
+            self._on_sent(header, sent_s, self._free_s - began_s)
         self._notify()
 
     def _notify(self) -> None:
@@ -219,6 +237,8 @@ class ReceiveStream:
         self.duplicate_frames = 0
         self._id: bytes | None = None
         self._wanted = 0
+        self._came_s: list[float] = []  # of the frames that are not acknowledged yet, when
+        self._is_asked = False  # one of them wants to be acknowledged at once
 
     @property
     def query(self) -> dict[str, str]:
@@ -226,8 +246,15 @@ class ReceiveStream:
         return {} if self._id is None else {"stream": self._id.hex(), "next": str(self._wanted)}
 
     @property
-    def acknowledgement(self) -> bytes:
-        return _NUMBER.pack(self._wanted)
+    def is_due(self) -> bool:
+        """Whether the sender needs to hear of what has come, rather than later of more."""
+        return self._is_asked or len(self._came_s) >= FRAMES_PER_ACK
+
+    def acknowledgement(self, now_s: float) -> bytes:
+        """For all that has come."""
+        ages = [min(round((now_s - came_s) * _US), _MOST_AGE) for came_s in self._came_s]
+        self._came_s, self._is_asked = [], False
+        return _NUMBER.pack(self._wanted) + b"".join(map(_AGE.pack, ages))
 
     def start(self, data: bytes) -> None:
         """Takes the peer's start message; another stream id is another run of the peer."""
@@ -236,6 +263,7 @@ class ReceiveStream:
         stream_id, number = _START.unpack(data)
         if stream_id == self._id and number > self._wanted:
             raise ProtocolError(f"the stream starts at frame {number}, {self._wanted} is wanted")
+        self._came_s, self._is_asked = [], False  # the request has told of all that had come
         if stream_id != self._id:
             self._id, self._wanted = stream_id, number
 
@@ -246,16 +274,20 @@ class ReceiveStream:
         (number,) = _NUMBER.unpack_from(data)
         if number < self._wanted:
             self.duplicate_frames += 1
+            self._is_asked = True  # it does not know
             return None
         if number > self._wanted:
             raise ProtocolError(f"frame {number} came where {self._wanted} is wanted")
-        return decode_frame(memoryview(data)[PREFIX_BYTES:])
+        frame = decode_frame(memoryview(data)[PREFIX_BYTES:])
+        self._is_asked |= frame.header.kind is Kind.PROBE  # its acknowledgement is the echo
+        return frame
 
-    def done(self, size_bytes: int) -> None:
+    def done(self, size_bytes: int, now_s: float) -> None:
         """The wanted frame has been handled: it will be acknowledged and never asked for again."""
         self.received_frames += 1
         self.received_bytes += size_bytes
         self._wanted += 1
+        self._came_s.append(now_s)
 
     def skip(self) -> None:
         """The wanted frame was refused: go on behind it, or a bad frame would come for ever."""

@@ -8,16 +8,25 @@ we send to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from mesh.errors import LinkClosed, LinkError, ProtocolError, StaleEpoch
 from mesh.ids import Address, PeerId
-from mesh.limits import HELLO_TIMEOUT_S, MAX_MEMBERS, PROBE_BUDGET_S, REDIAL_MAX_S, REDIAL_MIN_S
+from mesh.limits import (
+    ACK_DELAY_S,
+    HELLO_TIMEOUT_S,
+    MAX_MEMBERS,
+    PROBE_BUDGET_S,
+    REDIAL_MAX_S,
+    REDIAL_MIN_S,
+)
 from mesh.net.dialer import dial_peer
 from mesh.net.probe import LinkMeasure, measure_stream
-from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, ReceiveStream, SendStream
+from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, OnSent, ReceiveStream, SendStream
 from mesh.net.tensor_link import Link, LinkStats
 from mesh.net.websocket import BadMessage
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
@@ -38,7 +47,8 @@ class TensorLinks:
                              over) or StaleEpoch (the frame is dropped). Anything else is our bug.
     on_refused(peer, reason) a frame broke the rules.
     on_broken(peer, reason)  a connection that had stood broke: a hint that the peer may be gone.
-    on_sent(header, seconds) a frame was acknowledged, and its link was busy with it for so long.
+    on_sent(header, since_s, seconds)  a frame that was sent at that time of the loop's has arrived,
+                             and its link was busy with it for so long.
     admit(peer)              whether an authenticated peer may open a link to us.
     """
 
@@ -50,7 +60,7 @@ class TensorLinks:
         on_frame: OnFrame | None = None,
         on_refused: Callable[[PeerId, str], None] = lambda peer, reason: None,
         on_broken: Callable[[PeerId, str], None] = lambda peer, reason: None,
-        on_sent: Callable[[FrameHeader, float], None] = lambda header, seconds: None,
+        on_sent: OnSent = lambda header, since_s, seconds: None,
         admit: Callable[[PeerId], bool] = lambda peer: False,
         redial_min_s: float = REDIAL_MIN_S,
         redial_max_s: float = REDIAL_MAX_S,
@@ -167,7 +177,7 @@ class TensorLinks:
         link = self._link(peer)
         if link.send is None:
             link.send = SendStream(
-                peer, link.sent, lambda header, seconds: self.on_sent(header, seconds)
+                peer, link.sent, lambda header, since_s, s: self.on_sent(header, since_s, s)
             )
         return link.send
 
@@ -203,7 +213,7 @@ class TensorLinks:
                 link.receive.start(await websocket.receive())
             link.receiving = True
             async with asyncio.TaskGroup() as tasks:
-                handled = asyncio.Event()
+                handled = _Handled()
                 acknowledger = tasks.create_task(_acknowledge(websocket, link.receive, handled))
                 reason = await self._read(websocket, link, handled)
                 acknowledger.cancel()
@@ -215,7 +225,7 @@ class TensorLinks:
             link.receiving = False
             await websocket.close("not wanted any more")
 
-    async def _read(self, websocket: Line, link: Link, handled: asyncio.Event) -> str:
+    async def _read(self, websocket: Line, link: Link, handled: _Handled) -> str:
         """Every frame to its handler, until the connection ends."""
         while True:
             try:
@@ -223,8 +233,10 @@ class TensorLinks:
                 frame = link.receive.take(data)
                 if frame is not None:
                     await self._deliver(websocket.peer, link, frame)
-                    link.receive.done(len(data))
-                handled.set()
+                    link.receive.done(len(data), asyncio.get_running_loop().time())
+                handled.came.set()
+                if link.receive.is_due:
+                    handled.due.set()
             except (BadMessage, ProtocolError) as error:
                 link.receive.skip()
                 link.refused_frames += 1
@@ -262,13 +274,26 @@ class TensorLinks:
             await asyncio.wait([keeper])
 
 
-async def _acknowledge(websocket: Line, stream: ReceiveStream, handled: asyncio.Event) -> None:
-    """One acknowledgement for all frames handled since the last: it runs when the reader waits."""
+@dataclass(slots=True)
+class _Handled:
+    """What the reader of a connection tells its acknowledger."""
+
+    came: asyncio.Event = field(default_factory=asyncio.Event)  # there is something
+    due: asyncio.Event = field(default_factory=asyncio.Event)  # and it should go now
+
+
+async def _acknowledge(websocket: Line, stream: ReceiveStream, handled: _Handled) -> None:
+    """One acknowledgement for all frames handled since the last."""
+    clock = asyncio.get_running_loop().time
     try:
         while True:
-            await handled.wait()
-            handled.clear()
-            await websocket.send(stream.acknowledgement)
+            await handled.came.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_DELAY_S):
+                    await handled.due.wait()
+            handled.came.clear()
+            handled.due.clear()
+            await websocket.send(stream.acknowledgement(clock()))
     except LinkClosed:
         return  # the reader sees the same end, and says why
 

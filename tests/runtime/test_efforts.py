@@ -113,13 +113,23 @@ def test_what_travels_belongs_to_the_turn_it_was_for() -> None:
     clock.meter.received(PLAN, 10)  # for the turn to come
     with clock.meter.turn(PLAN, slices(1), None):
         clock.meter.received(PLAN, 5)
-        clock.meter.sent(header(7), 0.5)
-    clock.meter.sent(header(100), 0.25)  # acknowledged when the turn is over
+        clock.meter.sent(header(7), clock.now_s, 0.5)
+        clock.meter.sent(header(3), clock.now_s - 1.0, 0.5)  # of no turn that is known
+        clock.now_s += 1.0
+    sent_s = clock.now_s
     clock.meter.received(PLAN, 1000)  # of the next
     (one,) = clock.meter.measured
     assert one.tokens is not None
-    assert (one.tokens.sent_bytes, one.tokens.received_bytes) == (107, 15)
-    assert one.tokens.wire_s == 0.75
+    assert (one.tokens.sent_bytes, one.tokens.received_bytes) == (7, 15)
+    assert one.tokens.wire_s == 0.5
+    clock.now_s += 1.0
+    clock.turn(60, 1.0)
+    clock.meter.sent(header(100), sent_s, 0.25)  # acknowledged when the next turn is over
+    (one,) = clock.meter.measured
+    assert one.tokens is not None
+    assert one.prompts is not None
+    assert (one.tokens.sent_bytes, one.tokens.wire_s) == (107, 0.75)
+    assert (one.prompts.sent_bytes, one.prompts.received_bytes) == (0, 1000 / 60)
 
 
 def test_frames_of_plans_that_are_over_leave_nothing_behind() -> None:
@@ -127,7 +137,7 @@ def test_frames_of_plans_that_are_over_leave_nothing_behind() -> None:
     clock.turn(1, 1.0)
     clock.meter.end(PLAN)
     clock.meter.received(PLAN, 10)
-    clock.meter.sent(header(7), 0.5)
+    clock.meter.sent(header(7), clock.now_s, 0.5)
     clock.turn(1, 1.0)
     assert clock.meter.measured == ()
 

@@ -4,12 +4,16 @@ import asyncio
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
 from mesh.identity import Identity
 from mesh.ids import PeerId
 from mesh.limits import (
+    ACK_DELAY_S,
     FRAMES_IN_FLIGHT,
+    FRAMES_PER_ACK,
     MAX_HEADER_BYTES,
     MAX_MEMBERS,
     MAX_PROBE_BYTES,
@@ -17,7 +21,13 @@ from mesh.limits import (
     TENSOR_TILE_BYTES,
 )
 from mesh.net.server import WebsocketServer
-from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, PREFIX_BYTES
+from mesh.net.stream import (
+    MAX_STREAM_MESSAGE_BYTES,
+    PREFIX_BYTES,
+    ReceiveStream,
+    SendCounts,
+    SendStream,
+)
 from mesh.net.tensor_links import TENSOR_ROUTE, TensorLinks
 from mesh.tensor_frame import Kind, encode_header
 from mesh.trust import MeshSecret, MeshTrust
@@ -110,7 +120,7 @@ async def test_each_frame_is_told_of_once_when_it_has_arrived():
     async with device(SECRET) as one, device(SECRET) as two:
         relay = Relay(one.address)
         told: list[tuple[int, float]] = []
-        one.links.on_sent = lambda header, seconds: told.append((header.position, seconds))
+        one.links.on_sent = lambda header, since_s, s: told.append((header.position, s))
         async with relay.running() as address:
             await link_up(one, two, address)
             clock = asyncio.get_running_loop().time
@@ -125,6 +135,50 @@ async def test_each_frame_is_told_of_once_when_it_has_arrived():
         assert [position for position, _ in told] == list(range(40))
         assert all(seconds >= 0 for _, seconds in told)
         assert 0 < sum(seconds for _, seconds in told) <= clock() - began_s
+
+
+async def test_frames_that_come_one_by_one_are_acknowledged_together(monkeypatch):
+    """Also the last of them, before long; and what is measured of the link does not wait."""
+    acknowledged: list[bytes] = []
+    acknowledgement = ReceiveStream.acknowledgement
+
+    def counted(self: ReceiveStream, now_s: float) -> bytes:
+        acknowledged.append(acknowledgement(self, now_s))
+        return acknowledged[-1]
+
+    monkeypatch.setattr(ReceiveStream, "acknowledgement", counted)
+    async with device(SECRET) as one, device(SECRET) as two:
+        told: dict[int, float] = {}
+        one.links.on_sent = lambda header, since_s, s: told.update({header.position: s})
+        await link_up(one, two)
+        count = 4 * FRAMES_PER_ACK + 1
+        clock = asyncio.get_running_loop().time
+        for number in range(count):
+            await send(one, two, 10, number)
+            await two.until(lambda number=number: len(two.frames) == number + 1)
+        began_s = clock()
+        while len(told) < count:
+            await asyncio.sleep(0.01)
+        assert len(acknowledged) <= 6  # one may come in between, where this machine is slow
+        assert clock() - began_s < ACK_DELAY_S + 1.0
+        assert told[count - 1] < ACK_DELAY_S / 2
+
+
+@given(st.lists(st.integers(0, (1 << 32) - 1), max_size=FRAMES_IN_FLIGHT))
+def test_whatever_a_peer_says_of_its_frames_no_time_is_negative(ages):
+    async def run() -> None:
+        told: list[float] = []
+        stream = SendStream(
+            PeerId("b" * 64), SendCounts(), lambda header, since_s, s: told.append(s)
+        )
+        for number in range(len(ages)):
+            await stream.put(header(1, number), memoryview(b"x"))
+        packed = b"".join(age.to_bytes(4, "little") for age in ages)
+        stream._acknowledge(*stream._read(len(ages).to_bytes(8, "little") + packed))
+        assert len(told) == len(ages)
+        assert all(seconds >= 0 for seconds in told)
+
+    asyncio.run(run())
 
 
 async def test_all_connections_cut_again_and_again_while_frames_flow():
@@ -309,7 +363,9 @@ async def test_a_wrong_start_of_a_stream_is_redialled_slowly(start):
     await server.close()
 
 
-@pytest.mark.parametrize("answer", [b"", b"123456789", (77).to_bytes(8, "little")])
+@pytest.mark.parametrize(
+    "answer", [b"", b"1234567", (77).to_bytes(8, "little"), bytes(8 + 4), (1).to_bytes(8, "little")]
+)
 async def test_a_wrong_acknowledgement_closes_the_link(answer):
     rogue_trust = MeshTrust(Identity.generate(), SECRET)
     async with device(SECRET) as here, device(SECRET, identity=rogue_trust.identity) as rogue:
@@ -320,6 +376,9 @@ async def test_a_wrong_acknowledgement_closes_the_link(answer):
             query={"stream": "zz", "next": "-1"},
         )
         assert len(await websocket.receive()) == START_BYTES
+        await here.links.connect(rogue.peer, rogue.address)
+        await here.links.send(rogue.peer, header(1), memoryview(b"x"))
+        await websocket.receive()
         await websocket.send(answer)
         with pytest.raises(LinkClosed, match="acknowledge"):
             await websocket.receive()
