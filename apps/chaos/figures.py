@@ -110,7 +110,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _device_hours(runs: Sequence[Line]) -> float:
     """Under the fault, where it has a length; for suspicions by the hour."""
-    return sum(float(run["notes"].get("length_s", 0.0)) * run["devices"] / 3600 for run in runs)
+    lengths = (float(run["notes"].get("length_s", 0.0)) * int(run["devices"]) for run in runs)
+    return sum(lengths) / 3600
 
 
 def _slower(fault: str, time: str, name: str, was: Any, now: Any) -> Iterator[str]:
