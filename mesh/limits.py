@@ -78,7 +78,7 @@ MAX_OLD_SECRETS: Final = 4  # a device that was off for longer has to join again
 ROTATE_TIMEOUT_S: Final = 1.0  # for one device to promise, and again to take the new secret
 PROMISE_S: Final = 5.0  # a promise to one rotation: longer than that rotation may take
 OLD_LINK_GRACE_S: Final = 0.5  # until links below the old secret close: all have the new by then
-REKEY_INTERVAL_S: Final = 2.0  # how often a device that was off is looked for
+REKEY_INTERVAL_S: Final = 1.0  # how often a device that was off is looked for
 
 # --- discovery -----------------------------------------------------------------------------------
 INTERFACE_POLL_S: Final = 2.0  # how soon a cable back in is announced; one file read per interface

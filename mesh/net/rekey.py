@@ -75,7 +75,7 @@ class RekeyDesk:
                 question = decode_rekey(await websocket.receive())
             await websocket.send(encode_rekey(self._answer(websocket.peer, question)))
             async with asyncio.timeout(ROTATE_TIMEOUT_S):
-                await websocket.wait_closed()  # by the asker, once it has read the answer
+                await websocket.receive()  # nothing more comes but the end
         except ProtocolError as error:
             await websocket.close(str(error), code=_POLICY_VIOLATION)
         except (LinkClosed, TimeoutError):
