@@ -1,8 +1,11 @@
+import errno
 import hashlib
+import os
 import stat
 
 import pytest
 
+from mesh import config
 from mesh.config import StateFolder, write_private
 from mesh.errors import ConfigError
 from mesh.identity import Identity
@@ -40,3 +43,19 @@ def test_a_truncated_key_is_an_error_in_words(tmp_path):
 def test_the_key_is_not_in_the_repr():
     identity = Identity.from_key(bytes(range(32)))
     assert repr(identity) == f"Identity({identity.peer.short})"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_makes_no_half_key(tmp_path, monkeypatch, call):
+    """Test 24, for the key: a device whose key cannot be kept does not start with one."""
+    folder = StateFolder.open(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(config.os, call, full)
+    with pytest.raises(ConfigError, match="free some space"):
+        Identity.load(folder)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+    assert Identity.load(folder) == Identity.load(folder)

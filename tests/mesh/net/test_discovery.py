@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zeroconf import IPVersion
@@ -14,7 +15,7 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE
 from mesh.net import discovery
-from mesh.net.discovery import SERVICE_TYPE, Discovery
+from mesh.net.discovery import PAIRING_SERVICE_TYPE, PAIRING_TAG, SERVICE_TYPE, Discovery
 from mesh.net.interfaces import SYSFS, Interface
 
 LOOPBACK = [Interface("lo", ("127.0.0.1",))]
@@ -28,9 +29,12 @@ def some_peer() -> PeerId:
 class Heard:
     """What a Discovery reports, with an event for whoever waits."""
 
-    def __init__(self, tag: str, port: int, *, protocol: int = 1, sysfs: Path = SYSFS) -> None:
+    def __init__(
+        self, tag: str, port: int, *, protocol: int = 1, sysfs: Path = SYSFS, **options: Any
+    ) -> None:
         self.own = some_peer()
         self.hints: list[tuple[Address, PeerId]] = []
+        self.behind: list[tuple[Address, PeerId]] = []
         self.others: list[str] = []
         self.troubles: list[str] = []
         self._changed = asyncio.Event()
@@ -46,6 +50,8 @@ class Heard:
             protocol=protocol,
             poll_s=0.02,
             sysfs=sysfs,
+            on_behind=lambda address, peer: self._note(self.behind, (address, peer)),
+            **options,
         )
 
     def _note(self, where: list, what: object) -> None:
@@ -224,3 +230,28 @@ def test_any_name_of_a_device_fits_its_announcement(name):
         own=some_peer(), name=name, tag="t", port=1, interfaces=LOOPBACK, on_hint=lambda *_: None
     )
     assert len(here._own_service(["127.0.0.1"]).text) < 600
+
+
+async def test_a_door_is_found_by_who_knows_no_mesh_and_by_nobody_else_and_tells_no_tag():
+    tag = a_tag()
+    door = Heard(PAIRING_TAG, 1020, service_type=PAIRING_SERVICE_TYPE)
+    newcomer = Heard(PAIRING_TAG, 1021, service_type=PAIRING_SERVICE_TYPE, announce=False)
+    member = Heard(tag, 1022)
+    other = Heard(tag, 1023)
+    async with running(door, newcomer, member, other):
+        await newcomer.until(lambda: (Address("127.0.0.1", 1020), door.own) in newcomer.hints)
+        await member.until(lambda: member.hints)
+    assert not any(peer == newcomer.own for _, peer in door.hints), "a newcomer announces nothing"
+    assert member.hints[0][1] == other.own
+    assert not any("1020" in text for text in member.others), "a door is no other mesh"
+    said = door.discovery._own_service(["127.0.0.1"]).decoded_properties
+    assert said == {"v": "1", "mesh": PAIRING_TAG, "id": door.own, "name": "device 1020"}
+
+
+async def test_a_device_with_an_older_secret_is_heard_and_is_no_hint():
+    old, new = a_tag(), a_tag()
+    behind, here = Heard(old, 1024), Heard(new, 1025, old_tags=[old])
+    async with running(behind, here):
+        await here.until(lambda: here.behind)
+    assert (Address("127.0.0.1", 1024), behind.own) in here.behind
+    assert not here.hints
