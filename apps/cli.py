@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apps import cli_bench, cli_chaos, cli_models, cli_trust, show
+from apps import cli_bench, cli_chaos, cli_doctor, cli_models, cli_trust, show
 from apps.settings import DEFAULT_API_PORT, DEFAULT_PORT, Settings, default_threads, parse_size
 from apps.terminal import AsJson, Home, ask, awaited, err, find_daemon, out, print_json
 from mesh.config import StateFolder
@@ -215,6 +215,7 @@ app.command("list")(cli_models.list_models)
 app.command()(cli_models.ps)
 app.command()(cli_models.rm)
 app.command()(cli_chaos.chaos)
+app.command()(cli_doctor.doctor)
 
 
 @app.command()

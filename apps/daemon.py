@@ -106,10 +106,10 @@ class Daemon:
                         self._plan_early(),
                     )
                 ]
-                address = await self.node.started()
+                await self.node.started()
                 for hinted in self.settings.peers:
                     self.node.hint(hinted)
-                self._write_daemon_file(str(address))
+                self._write_daemon_file()
                 ready(self)
                 await self._left.wait()
                 for task in running:
@@ -151,8 +151,9 @@ class Daemon:
         runner, self.api_port = await serve_app(app, self.settings.api_port)
         return runner
 
-    def _write_daemon_file(self, address: str) -> None:
-        record = {"pid": os.getpid(), "api_port": self.api_port, "address": address}
+    def _write_daemon_file(self) -> None:
+        addresses = [str(address) for address in self.addresses]
+        record = {"pid": os.getpid(), "api_port": self.api_port, "addresses": addresses}
         write_private(self.folder.daemon, json.dumps(record).encode())
 
     async def stop(self) -> None:

@@ -84,6 +84,10 @@ class NotOfThisMesh(LinkError):
     """The TLS handshake failed: the other side is of another mesh, or of none."""
 
 
+class OwnIdentity(LinkError):
+    """Who answered has this very device's key: it is this device itself, or a copy of it."""
+
+
 class LinkClosed(LinkError):
     """The link was closed while in use."""
 

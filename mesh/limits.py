@@ -84,6 +84,7 @@ REKEY_INTERVAL_S: Final = 1.0  # how often a device that was off is looked for
 INTERFACE_POLL_S: Final = 2.0  # how soon a cable back in is announced; one file read per interface
 MAX_HINTS_PER_CANDIDATE: Final = 4  # addresses tried of one announced device
 RESOLVE_TIMEOUT_S: Final = 1.0  # the answer usually comes in the announcement itself
+LOOK_AROUND_S: Final = 3.0  # of listening when a person asks why two devices do not meet
 
 # --- who is here ---------------------------------------------------------------------------------
 BEAT_INTERVAL_S: Final = 0.5  # 16 devices all-to-all: 480 small messages/s in the whole home

@@ -17,6 +17,7 @@ from mesh.errors import (
     LinkError,
     MeshError,
     NotOfThisMesh,
+    OwnIdentity,
     VersionMismatch,
 )
 from mesh.ids import Address, PeerId
@@ -27,6 +28,7 @@ from mesh.trust import MeshTrust
 
 VERSION_HEADER = "Potluck-Protocol"
 REASON_HEADER = "Potluck-Reason"
+OWN_IDENTITY_STATUS = 409  # the caller has the key of the device that answers
 
 
 class Dialer:
@@ -54,8 +56,8 @@ class Dialer:
     ) -> Websocket:
         """A websocket to whoever listens there, proved to be of this mesh, and not this device.
 
-        Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch, or LinkClosed when it hung
-        up in the middle.
+        Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch, OwnIdentity, or LinkClosed
+        when it hung up in the middle.
         """
         url = URL.build(
             scheme="https",
@@ -96,7 +98,7 @@ class Dialer:
         websocket = Websocket(raw, peer, address, dialled=True)
         if peer == trust.peer:
             await websocket.close("dialled itself")
-            raise LinkClosed(f"{address} is this device itself, or one with a copy of its key")
+            raise _own_identity(address)
         trust.opened(websocket)
         return websocket
 
@@ -171,8 +173,14 @@ def _answered(error: aiohttp.WSServerHandshakeError, address: Address, protocol:
             f"{address} speaks protocol {theirs[:9]}, this device {protocol}; "
             "install the same version of Potluck on both"
         )
+    if error.status == OWN_IDENTITY_STATUS:
+        return _own_identity(address)
     reason = error.headers.get(REASON_HEADER, "") if error.headers else ""
     return LinkClosed(f"{address} refused the link: {reason[:200] or f'status {error.status}'}")
+
+
+def _own_identity(address: Address) -> OwnIdentity:
+    return OwnIdentity(f"{address} is this device itself, or one with a copy of its key")
 
 
 def _tls_reason(error: BaseException) -> str:

@@ -100,6 +100,14 @@ def has_carrier(name: str, sysfs: Path = SYSFS) -> bool:
         return True
 
 
+def skipped_by_name(name: str) -> str | None:
+    """Why an interface of this name never faces the home, whatever addresses it has."""
+    for patterns, reason in _SKIPPED_NAMES:
+        if any(fnmatch(name, pattern) for pattern in patterns.split()):
+            return reason
+    return None
+
+
 def _named(names: Sequence[str], there: dict[str, Interface]) -> Interfaces:
     for name in names:
         if name not in there:
@@ -121,9 +129,8 @@ def _named(names: Sequence[str], there: dict[str, Interface]) -> Interfaces:
 
 
 def _why_not(interface: Interface, sysfs: Path) -> str | None:
-    for patterns, reason in _SKIPPED_NAMES:
-        if any(fnmatch(interface.name, pattern) for pattern in patterns.split()):
-            return reason
+    if reason := skipped_by_name(interface.name):
+        return reason
     if not _is_up(interface.name, sysfs):
         return "switched off"
     if not interface.hosts:

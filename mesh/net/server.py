@@ -26,7 +26,7 @@ from mesh.limits import (
     REQUEST_TIMEOUT_S,
     TLS_HANDSHAKE_TIMEOUT_S,
 )
-from mesh.net.dialer import REASON_HEADER, VERSION_HEADER
+from mesh.net.dialer import OWN_IDENTITY_STATUS, REASON_HEADER, VERSION_HEADER
 from mesh.net.sockets import Gate, ListeningSocket, open_sockets
 from mesh.net.websocket import Websocket
 from mesh.trust import MeshTrust
@@ -200,7 +200,7 @@ class WebsocketServer:
         if route is None:
             return self._refuse(404, "no such route")
         if peer == self.trust.peer:
-            return self._refuse(409, "this is the calling device itself")
+            return self._refuse(OWN_IDENTITY_STATUS, "this is the calling device itself")
         if not route.admit(peer):
             return self._refuse(403, "this device does not know the caller yet")
         if sum(other == peer for other in self._open.values()) >= MAX_LINKS_PER_PEER:

@@ -165,6 +165,20 @@ async def test_the_code_of_another_mesh_is_refused_by_its_members(
     assert Keyring.load(StateFolder.open(tmp_path / "new")) is None
 
 
+async def test_doctor_sees_the_others_and_a_device_by_its_address(tiny_mesh: TinyMesh) -> None:
+    done = await on(tiny_mesh, "doctor", "--json")
+    body = json.loads(done.stdout)
+    found = {one["key"]: one["text"] for one in body["findings"]}
+    assert done.returncode == 1
+    assert "127.0.0.1" in found["loopback-only"]  # these daemons are for this machine alone
+    assert found["meets"] == "this device meets device1 and device2"
+    assert body["seen"]["heard"][0]["interface"] == "lo"
+    asked = await on(tiny_mesh, "doctor", "127.0.0.1:9", "--interface", "lo")
+    assert asked.returncode == 1
+    assert "nobody listens at its port 9" in asked.stdout
+    assert "-> there: potluck up" in asked.stdout
+
+
 async def test_ctrl_c_ends_a_stream_and_frees_its_place(tiny_mesh: TinyMesh) -> None:
     words = ("run", tiny_mesh.model, "the cat", "--max-tokens", "110", "--temperature", "0")
     process = await asyncio.create_subprocess_exec(

@@ -15,6 +15,7 @@ from mesh.errors import (
     LinkClosed,
     LinkError,
     NotOfThisMesh,
+    OwnIdentity,
     VersionMismatch,
 )
 from mesh.identity import Identity
@@ -315,7 +316,7 @@ async def test_a_device_does_not_talk_to_itself():
     identity = Identity.generate()
     async with device(SECRET, identity=identity) as one, device(SECRET, identity=identity) as two:
         for address in (one.address, two.address):
-            with pytest.raises(LinkClosed, match=r"itself"):
+            with pytest.raises(OwnIdentity, match=r"itself"):
                 await one.transport.dial(address)
         assert not one.accepted
         assert not two.accepted

@@ -1,0 +1,1 @@
+"""Why two devices do not meet, and what to type next."""
