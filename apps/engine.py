@@ -23,6 +23,7 @@ from apps.peer_links import PeerLinks
 from apps.planning.coordinator import Coordinator
 from apps.planning.installer import Installer
 from apps.planning.member import MemberRole
+from apps.planning.messages import BLAME_DEVICE, Blame
 from apps.planning.profiles import Measures, Profiles
 from apps.settings import Settings
 from apps.timeline import Timeline
@@ -34,12 +35,15 @@ from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.tensor_frame import FrameHeader, TensorFrame
 from mesh.transport import Dials, Routes
+from planner.plan import Plan
 from runtime.holdings import Holdings
 from runtime.outbox import Outbox
 from runtime.pipeline import Pipeline
 from runtime.session_messages import STEP_FAILED, StepFailed
 from runtime.steps import Steps
 from runtime.worker import Worker
+
+LEADER_WAIT_S = 5.0  # far more than an election takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,9 @@ class Engine:
         self._peer_links = PeerLinks(node, self.links)
         self._outbox = Outbox(node.view.me, self.links, self._on_frame, self._on_lost)
         self.steps = Steps(self._outbox)
-        self.pipeline = Pipeline(self.worker, self._outbox, self._report_failure)
+        self.pipeline = Pipeline(
+            self.worker, self._outbox, self._report_failure, self._on_wrong
+        )
         self.holdings = Holdings(self.worker, means.memory_bytes, means.torch_device)
         folder = means.folder
         self.models = Models(node, means.dialer, folder / "models", timeline, settings.precision)
@@ -171,6 +177,19 @@ class Engine:
     async def _tell_failure(self, owner: PeerId, failure: StepFailed) -> None:
         with suppress(LinkError):  # an owner that is gone waits for nothing
             await self.node.notify(owner, STEP_FAILED, to_plain(failure))
+
+    def _on_wrong(self, plan: Plan, device: PeerId, reason: str) -> None:
+        """A device of a plan computes wrongly: the leader should plan without it."""
+        member = self.node.view.find(device)
+        name = member.name if member else device.short
+        self.timeline.note("wrong", f"{name} sent {reason}")
+        self._spawn(self._tell_leader(Blame(plan.model, plan.plan_id, device, reason)))
+
+    async def _tell_leader(self, blame: Blame) -> None:
+        with suppress(LinkError, TimeoutError):  # a new leader makes a new plan at any rate
+            view = await self.node.wait_for(lambda view: view.leader is not None, LEADER_WAIT_S)
+            assert view.leader is not None
+            await self.node.notify(view.leader, BLAME_DEVICE, to_plain(blame))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         assert self._tasks is not None

@@ -32,6 +32,7 @@ SPOKEN = {
     "fetching",
     "fetched",
     "damaged-piece",
+    "wrong",
     "loaded",
     "plan",
     "evicted",

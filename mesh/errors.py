@@ -6,6 +6,7 @@ PotluckError
   MeshError
     ProtocolError       a peer sent something that no version of ours would send
       VersionMismatch   a peer speaks another version of the protocol
+      NotFinite         a peer sent numbers that are none: it computes wrongly
     LinkError           a connection could not be made, or broke
       DialRefused       the host answered that nobody listens there
       DialTimeout       nobody answered in time
@@ -66,6 +67,10 @@ class ProtocolError(MeshError):
 
 class VersionMismatch(ProtocolError):
     """A peer speaks another version of the protocol."""
+
+
+class NotFinite(ProtocolError):
+    """A peer sent numbers that are none: it computes wrongly, or its weights are damaged."""
 
 
 class LinkError(MeshError):

@@ -56,7 +56,8 @@ class Kind(IntEnum):
     @property
     def in_stage(self) -> bool:
         """Whether it stays between the devices of a stage. Its `session` is the number of the turn,
-        and `position` the number of the piece.
+        and `position` the number of the piece; of a turn that is given up, 1 where the whole plan
+        is of no use any more.
         """
         return self in (Kind.ORDER, Kind.PIECE, Kind.GIVEN_UP)
 

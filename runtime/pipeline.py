@@ -19,7 +19,7 @@ import torch
 from mesh.errors import PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
-from planner.plan import Capacity
+from planner.plan import Capacity, Plan
 from runtime.heads.desk import HeadDesk
 from runtime.meter import Meter
 from runtime.outbox import Outbox
@@ -35,19 +35,29 @@ from runtime.worker import Worker
 _log = logging.getLogger(__name__)
 
 Report = Callable[[PeerId, StepFailed], None]
+Blame = Callable[[Plan, PeerId, str], None]
 
 
 class Pipeline:
     """This device's stages at work. Everything but the compute runs in the event loop."""
 
-    def __init__(self, worker: Worker, outbox: Outbox, report: Report) -> None:
-        """`report` tells a session's owner that a step failed here; it must not raise."""
+    def __init__(
+        self,
+        worker: Worker,
+        outbox: Outbox,
+        report: Report,
+        blame: Blame = lambda plan, device, reason: None,
+    ) -> None:
+        """`report` tells a session's owner that a step failed here, `blame` that a device of a plan
+        computes wrongly; they must not raise.
+        """
         self.refused: Counter[str] = Counter()  # frames dropped, by cause
         self.heads = HeadDesk(worker, outbox, self.refused)
         self.meter = Meter(worker.chores, lambda: self._now_s)
         self._worker = worker
         self._outbox = outbox
         self._report = report
+        self._blame = blame
         self._work: dict[PlanId, Work] = {}
         self._waiting: list[Waiting] = []  # whole steps, the oldest first
         self._more = asyncio.Event()
@@ -165,7 +175,8 @@ class Pipeline:
             # The owner sends the step again; the link is closed by whoever called us.
             self.refused["malformed"] += 1
             conversation.assembly = None
-            self._fail(conversation.opened, f"{peer.short} sent: {error}")
+            is_over = self._is_wrong(work, peer, error)
+            self._fail(conversation.opened, f"{peer.short} sent: {error}", lost=is_over)
             raise
         if step is not None:
             self._waiting.append(step)
@@ -176,11 +187,19 @@ class Pipeline:
             raise ProtocolError(f"{peer.short} has no share of a stage here")
         try:
             work.group.on_frame(peer, frame)
-        except ProtocolError:
+        except ProtocolError as error:
             self.refused["malformed"] += 1
+            self._is_wrong(work, peer, error)
             raise
         if work.is_ordered:
             self._more.set()
+
+    def _is_wrong(self, work: Work, peer: PeerId, error: ProtocolError) -> bool:
+        """See `Work.is_wrong`; whoever plans hears of it."""
+        is_wrong = work.is_wrong(peer, error)
+        if is_wrong:
+            self._blame(work.post.plan, peer, str(error))
+        return is_wrong
 
     def on_lost(self, header: FrameHeader, reason: str) -> None:
         """What this stage sent on did not arrive: the next device is gone, as seen from here."""

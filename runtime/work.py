@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
-from mesh.errors import Busy, ProtocolError, StaleEpoch
+from mesh.errors import Busy, NotFinite, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import TensorFrame
 from planner.plan import Capacity
 from runtime.assembly import Assembly
+from runtime.finite import MAX_NOT_FINITE, check_finite
 from runtime.history import History
 from runtime.post import Conversation, Post
 from runtime.session_messages import OpenSession
@@ -28,6 +30,7 @@ class Work:
     used_s: float | None = None  # when a conversation last came or went, in the loop's time
     last_turn: int = -1
     pace: Pace = field(default_factory=Pace)
+    wrong: Counter[PeerId] = field(default_factory=Counter)  # who sent numbers that are none
 
     @property
     def is_ordered(self) -> bool:
@@ -80,6 +83,19 @@ class Work:
             self.post.stage.close(session, prefix)
             self.used_s = now_s
 
+    def is_wrong(self, peer: PeerId, error: ProtocolError) -> bool:
+        """Whether a device of the plan computes wrongly, by what it sent now and before: then the
+        plan is of no use any more.
+        """
+        if not isinstance(error, NotFinite) or peer not in self.post.plan.devices:
+            return False
+        self.wrong[peer] += 1
+        if self.wrong[peer] < MAX_NOT_FINITE:
+            return False
+        if self.group is not None:
+            self.group.abandon(StaleEpoch(f"{peer.short} sent: {error}"))
+        return True
+
     def stop(self) -> None:
         """This device stops: its worker waits for nobody any more."""
         if self.group is not None:
@@ -96,7 +112,7 @@ class Work:
         self, peer: PeerId, frame: TensorFrame, conversation: Conversation
     ) -> Waiting | None:
         """Takes a tile; the step once it is whole. Raises ProtocolError for what no peer of the
-        plan would send.
+        plan would send, NotFinite among it.
         """
         header, post = frame.header, self.post
         expected = post.expected(conversation.opened, header.kind)
@@ -109,4 +125,6 @@ class Work:
         if not conversation.assembly.add(frame):
             return None
         rows, conversation.assembly = conversation.assembly.rows, None
+        if rows.is_floating_point():
+            check_finite(rows)
         return Waiting(header, rows)

@@ -17,9 +17,9 @@ from apps.planning.agenda import Task, next_task
 from apps.planning.architect import Architect
 from apps.planning.changeover import Changeover
 from apps.planning.ledger import Entry, Ledger
-from apps.planning.messages import Outcome, WantReply, Wish
+from apps.planning.messages import Blame, Outcome, WantReply, Wish
 from apps.planning.refusals import Refusals
-from apps.planning.rollout import DeviceRefused, bring_shares, reports
+from apps.planning.rollout import DeviceRefused, DeviceUnable, bring_shares, reports
 from apps.planning.telling import Telling
 from apps.planning.waiting import WaitingRoom
 from apps.timeline import Timeline
@@ -90,6 +90,19 @@ class Coordinator:
         self._telling.forget(peer)
         for refusals in self._refusals.values():
             refusals.forget(peer)
+
+    def on_blame(self, peer: PeerId, blame: Blame) -> None:
+        """A device of a plan in force says that another computes wrongly: the next plan goes
+        without it, until it has been away.
+        """
+        entry = self._ledger.find(blame.model)
+        if entry is None or entry.plan.plan_id != blame.plan or peer == blame.device:
+            return
+        if not {peer, blame.device} <= set(entry.plan.devices):
+            return
+        self._refusals[blame.model].count(DeviceUnable(blame.device, blame.reason))
+        self._ledger.doubt((blame.plan,))
+        self._work.set()
 
     async def want(self, wish: Wish) -> WantReply:
         """Returns when a plan for the wish is in force, or says why there is none."""

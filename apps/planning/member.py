@@ -11,6 +11,7 @@ from apps.models.sharing import Sharing
 from apps.planning.coordinator import Coordinator
 from apps.planning.installer import Installer
 from apps.planning.messages import (
+    BLAME_DEVICE,
     COMMIT_PLAN,
     PREPARE_PLAN,
     PREVIEW_PLAN,
@@ -18,6 +19,7 @@ from apps.planning.messages import (
     REPORT_EFFORTS,
     REPORT_PLAN,
     WANT_PLAN,
+    Blame,
     Commit,
     CommitReply,
     EffortsReport,
@@ -77,6 +79,7 @@ class MemberRole:
         node.on_request(OPEN_SESSION, self._open_session)
         node.on_notice(CLOSE_SESSION, self._close_session)
         node.on_notice(STEP_FAILED, self._step_failed)
+        node.on_notice(BLAME_DEVICE, self._blamed)
 
     # --- plans ------------------------------------------------------------------------------------
 
@@ -120,6 +123,9 @@ class MemberRole:
         for one in request.in_force:
             self._sharing.on_plan(one.wish.model)
         return to_plain(CommitReply(lacks))
+
+    async def _blamed(self, peer: PeerId, body: Any) -> None:
+        self._coordinator.on_blame(peer, from_plain(Blame, body))
 
     def _check_leader(self, peer: PeerId) -> None:
         if peer != self._node.view.leader:

@@ -18,6 +18,7 @@ PREPARE_PLAN = "plan.prepare"
 COMMIT_PLAN = "plan.commit"
 PROFILE_DEVICE = "profile.device"
 REPORT_EFFORTS = "plan.efforts"
+BLAME_DEVICE = "plan.blame"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,16 @@ class CommitReply:
     """The plans in which this device has a share that it does not hold ready."""
 
     lacks: tuple[PlanId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """To the leader, from a device of a plan: another of its devices computes wrongly."""
+
+    model: ModelId
+    plan: PlanId
+    device: PeerId
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

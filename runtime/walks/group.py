@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mesh.errors import GenerationFailed, PotluckError, ProtocolError
+from mesh.errors import GenerationFailed, PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.limits import MAX_SESSIONS
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
@@ -30,7 +30,7 @@ from runtime.walks.exchange import Key
 from runtime.walks.order import WIDTH, from_bytes, to_bytes
 from runtime.walks.shared import Shared
 from runtime.walks.turn import Letter, TurnExchange, end_of
-from runtime.walks.wire import numbers_in
+from runtime.walks.wire import check_packed, numbers_in
 
 _log = logging.getLogger(__name__)
 
@@ -142,9 +142,10 @@ class Group:
         words = str(error) if isinstance(error, PotluckError) else repr(error)
         reason = words.encode()[:MAX_REASON_BYTES] or b"?"
         row = torch.frombuffer(bytearray(reason), dtype=torch.uint8)[None]
+        header = self._header(turn, Kind.GIVEN_UP, DType.UINT8, row, isinstance(error, StaleEpoch))
         for index, peer in enumerate(self._peers):
             if index != self._me:
-                self._send(peer, self._header(turn, Kind.GIVEN_UP, DType.UINT8, row), row)
+                self._send(peer, header, row)
 
     def lost(self, error: PotluckError) -> None:
         """What was sent or came in this turn is not whole: whoever waits for it here is told so."""
@@ -186,12 +187,14 @@ class Group:
         origin = self._peers.index(peer)
         match header.kind:
             case Kind.PIECE:
+                check_packed(rows)
                 coming.note(turn, header.position)
                 key = (turn, (origin, header.position))
                 self._letters.put(key, Letter(rows), rows.nbytes)
             case Kind.GIVEN_UP:
                 words = rows.numpy().tobytes().decode(errors="replace")
-                self._letters.fail(end_of(turn), GenerationFailed(f"{peer.short}: {words}"))
+                kind = StaleEpoch if header.position else GenerationFailed
+                self._letters.fail(end_of(turn), kind(f"{peer.short}: {words}"))
             case Kind.ORDER:
                 if len(self.orders) >= MAX_ORDERS:
                     raise ProtocolError("an order came before those that came earlier were done")

@@ -10,6 +10,7 @@ from torch import Tensor
 from mesh.errors import ProtocolError
 from mesh.tensor_frame import DType
 from planner.plan import Wire
+from runtime.finite import check_finite
 
 SCALE_BYTES: Final = 4  # fp32, behind the bytes of its row
 
@@ -43,6 +44,14 @@ def unpack(packed: Tensor) -> Tensor:
         scales = aligned.view(torch.float32)  # [S, 1]
         return packed[:, :-SCALE_BYTES].view(torch.int8).float() * scales
     return packed
+
+
+def check_packed(packed: Tensor) -> None:
+    """Raises NotFinite for what would not be finite, unpacked; of 8 bits the scales tell."""
+    if packed.dtype is torch.uint8:
+        packed = packed[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)
+        packed = packed.view(torch.float32)
+    check_finite(packed)
 
 
 def numbers_in(dtype: DType, width: int) -> int:

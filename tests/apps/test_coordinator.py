@@ -18,6 +18,7 @@ from apps.planning.messages import (
     PREPARE_PLAN,
     PROFILE_DEVICE,
     REPORT_PLAN,
+    Blame,
     Commit,
     CommitReply,
     ModelRef,
@@ -31,7 +32,7 @@ from apps.planning.messages import (
 from apps.timeline import Timeline
 from mesh.codec import from_plain, to_plain
 from mesh.errors import Busy, LinkClosed, NoRoom, StaleEpoch
-from mesh.ids import Epoch, PeerId, SessionId
+from mesh.ids import Epoch, PeerId, PlanId, SessionId
 from mesh.membership import Member, View
 from mesh.messages import Health
 from mesh.node import Node
@@ -497,3 +498,32 @@ async def test_a_preview_installs_nothing_and_says_who_would_leave(
         home.talk(first)
         with pytest.raises(NoRoom, match="tiny0 for 1 conversation"):
             await home.coordinator.preview(wish(models[1]))
+
+
+async def test_a_device_that_computes_wrongly_is_left_out_until_it_has_been_away(
+    models: list[Checkpoint],
+) -> None:
+    """Reliability test 18: only a device of the plan may say so, and not of itself."""
+    half = size(models[0]) * 2 // 3
+    async with Home.of(models, half, half, half) as home:
+        plan = await home.plan(models[0])
+        wrong, teller = plan.devices[-1], plan.devices[0]
+        (other,) = set(home.desks) - set(plan.devices)
+        blame = Blame(plan.model, plan.plan_id, wrong, "numbers that are not finite")
+        home.coordinator.on_blame(other, blame)  # has no share
+        home.coordinator.on_blame(wrong, blame)
+        home.coordinator.on_blame(teller, replace(blame, plan=PlanId.new()))
+        home.coordinator.on_blame(teller, replace(blame, device=other))
+        assert await home.plan(models[0]) == plan
+        home.coordinator.on_blame(teller, blame)
+        after = await home.plan(models[0])
+        assert set(after.devices) == {teller, other}
+        number = list(home.desks).index(other)
+        home.lose(number)
+        reply = await home.want(models[0])
+        assert reply.outcome is Outcome.IMPOSSIBLE, "the wrong one was taken after all"
+        home.coordinator.on_gone(wrong)  # it was away
+        home.here.add(other)
+        home._show()
+        home.coordinator.on_view_changed()
+        assert len((await home.plan(models[0])).devices) == 2

@@ -79,7 +79,7 @@ class Device:
         self.room = room
         self.worker = Worker(1)
         self.outbox = Outbox(me, self, self.deliver, self.lost)
-        self.pipeline = Pipeline(self.worker, self.outbox, room.report)
+        self.pipeline = Pipeline(self.worker, self.outbox, room.report, room.on_blame)
         self.steps = Steps(self.outbox)
         self.plans: dict[ModelId, PlanId] = {}  # put up last
 
@@ -144,6 +144,8 @@ class Room:
         self.refusals: list[str] = []
         self.pauses: list[str] = []
         self.failures: list[StepFailed] = []
+        self.blamed: list[PeerId] = []
+        self.blame_heard = asyncio.Event()
         self._owners: dict[SessionId, PeerId] = {}
         self._plan: Plan | None = None
         self._changed = asyncio.Condition()
@@ -224,6 +226,10 @@ class Room:
     def report(self, owner: PeerId, failure: StepFailed) -> None:
         self.failures.append(failure)
         self.devices[owner].steps.on_step_failed(failure)
+
+    def on_blame(self, plan: Plan, device: PeerId, reason: str) -> None:
+        self.blamed.append(device)
+        self.blame_heard.set()
 
     # --- runtime.replay.Road ----------------------------------------------------------------------
 

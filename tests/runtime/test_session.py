@@ -202,16 +202,69 @@ async def test_a_step_that_always_fails_ends_in_one_clear_error(checkpoint: Chec
         assert len(room.failures) == MAX_FAILED_STEPS
 
 
-async def test_not_a_number_never_becomes_a_token(checkpoint: Checkpoint) -> None:
-    def poison(source: PeerId, target: PeerId, frame: TensorFrame) -> TensorFrame:
-        if frame.header.kind is not Kind.HIDDEN:
-            return frame
-        nan = memoryview(b"\x00\x00\xc0\x7f" * (frame.header.tile_bytes // 4))
-        return TensorFrame(frame.header, nan)
+NOT_NUMBERS = {"nan": b"\x00\x00\xc0\x7f", "inf": b"\x00\x00\x80\x7f", "-inf": b"\x00\x00\x80\xff"}
 
+
+def poisoned(frame: TensorFrame, number: bytes, at: int) -> TensorFrame:
+    """With one number of the payload replaced."""
+    payload = bytearray(frame.payload)
+    at = at % (len(payload) // 4) * 4
+    payload[at : at + 4] = number
+    return TensorFrame(frame.header, memoryview(payload))
+
+
+@pytest.mark.parametrize("number", NOT_NUMBERS.values(), ids=NOT_NUMBERS)
+async def test_one_number_that_is_none_costs_one_retry(
+    checkpoint: Checkpoint, number: bytes
+) -> None:
+    """Reliability test 18: it never reaches a layer of ours, and its sender is named."""
+    expected = await undisturbed(checkpoint)
     async with Room.of(checkpoint, 2) as room:
         await room.put_up(make_plan(checkpoint, (2,)))
-        room.tamper = poison
+        spoiled = 0
+
+        def spoil(source: PeerId, target: PeerId, frame: TensorFrame) -> TensorFrame:
+            nonlocal spoiled
+            if frame.header.kind is not Kind.HIDDEN or spoiled:
+                return frame
+            spoiled += 1
+            return poisoned(frame, number, 7)
+
+        room.tamper = spoil
+        assert await collect(room.session(0, PROMPT, TOKENS)) == expected
+        assert room.failures[0].reason.startswith(f"{peer(0).short} sent: numbers that are not")
+        assert len(room.failures) == len(room.refusals) == 1
+        assert not room.blamed
+
+
+async def test_a_device_that_sends_what_is_no_number_again_is_replaced(
+    checkpoint: Checkpoint,
+) -> None:
+    """Reliability test 18: the step is done elsewhere, and the tokens are the same."""
+    expected = await undisturbed(checkpoint)
+    async with Room.of(checkpoint, 3) as room:
+        await room.put_up(make_plan(checkpoint, (2,), devices=(1, 2)))
+        room.tamper = lambda source, target, frame: (
+            poisoned(frame, NOT_NUMBERS["nan"], 0)
+            if source == peer(1) and frame.header.kind is Kind.HIDDEN
+            else frame
+        )
+        collecting = asyncio.create_task(collect(room.session(0, PROMPT, TOKENS)))
+        await asyncio.wait_for(room.blame_heard.wait(), 20)
+        assert room.blamed == [peer(1)]
+        await room.put_up(make_plan(checkpoint, (2,), 2, devices=(0, 2)))
+        assert await asyncio.wait_for(collecting, 20) == expected
+
+
+async def test_a_device_whose_own_numbers_are_none_chooses_no_token(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reliability test 18: there is nobody to name but the model itself."""
+    async with Room.of(checkpoint, 1) as room:
+        await room.put_up(make_plan(checkpoint, ()))
+        stage = next(iter(room.devices[peer(0)].pipeline._work.values())).post.stage
+        enter = stage._enter
+        monkeypatch.setattr(stage, "_enter", lambda slices: enter(slices) * float("nan"))
         with pytest.raises(GenerationFailed, match="not finite"):
             await collect(room.session(0, PROMPT, TOKENS))
 

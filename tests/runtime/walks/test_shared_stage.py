@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.tensor_frame import Kind, TensorFrame
-from planner.plan import Plan, Span, Split
+from mesh.ids import PeerId
+from mesh.tensor_frame import DType, Kind, TensorFrame
+from planner.plan import Plan, Span, Split, Wire
 from runtime.chosen import Chosen
 from runtime.session import Session
 from runtime.stage import Stage
@@ -21,6 +22,7 @@ LAYERS = 4
 PROMPT = [(7 * n) % 250 + 3 for n in range(90)]
 TOKENS = 12
 ALL = Span(0, LAYERS)
+NAN = b"\x00\x00\xc0\x7f"
 SPLITS = [Split.HYBRID, Split.TENSOR, Split.SEQUENCE]
 
 
@@ -164,6 +166,35 @@ async def test_a_piece_that_comes_twice_breaks_the_turn_and_nothing_else(
         assert await collect(room.session(0, PROMPT, TOKENS)) == expected
         assert seen
         assert any("twice" in refusal for refusal in room.refusals)
+
+
+@pytest.mark.parametrize("wire", list(Wire))
+@pytest.mark.parametrize("wrong", [0, 1], ids=["lead", "other"])
+async def test_a_device_of_a_stage_that_computes_wrongly_is_replaced(
+    checkpoint: Checkpoint, wrong: int, wire: Wire
+) -> None:
+    """Reliability test 18: whatever its pieces travel as; whoever gets one names it."""
+    plan = grouped(checkpoint, shared(checkpoint, Split.HYBRID, (0, 1), wire=wire))
+    after = grouped(checkpoint, shared(checkpoint, Split.HYBRID, (2, 3), wire=wire), counter=2)
+    async with Room.of(checkpoint, 4) as room:
+        await room.put_up(after)
+        expected = await collect(room.session(2, PROMPT, TOKENS))
+    async with Room.of(checkpoint, 4) as room:
+
+        def spoil(source: PeerId, target: PeerId, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is not Kind.PIECE or source != peer(wrong):
+                return frame
+            payload = bytearray(frame.payload)
+            payload[-4:] = b"\x00\x7c\x00\x7e" if frame.header.dtype is DType.FLOAT16 else NAN
+            return TensorFrame(frame.header, memoryview(payload))
+
+        room.tamper = spoil
+        await room.put_up(plan)
+        collecting = asyncio.create_task(collect(room.session(2, PROMPT, TOKENS)))
+        await asyncio.wait_for(room.blame_heard.wait(), 20)
+        assert set(room.blamed) == {peer(wrong)}
+        await room.put_up(after)
+        assert await asyncio.wait_for(collecting, 20) == expected
 
 
 async def test_a_device_that_stops_waits_for_nobody(checkpoint: Checkpoint) -> None:
