@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def write_private(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # the disk that refused the one may refuse the other
+                Path(temporary).unlink(missing_ok=True)
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; "
             "free some space on that disk, or make it writable, and try again"

@@ -2,14 +2,17 @@
 
 The file is written twice, `mesh-state.json` and then `mesh-state.mirror.json`, each to a temporary
 file that is fsynced and renamed, and a save returns only when both are on disk. So either copy
-alone holds everything that was ever acted upon, and one torn copy costs nothing.
+alone holds everything that was ever acted upon, and one torn copy costs nothing. Each is padded to
+whole blocks, so that a full disk, which takes no new file, can still be told the next epoch.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +24,8 @@ from mesh.ids import Address, PeerId
 
 FILE_NAME = "mesh-state.json"
 MIRROR_NAME = "mesh-state.mirror.json"
+_BLOCK_BYTES = 4096
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class FileStore:
     def save(self, state: StoredState) -> None:
         document = {"save": self._saves + 1, "state": to_plain(state)}
         data = json.dumps(document, indent=1).encode()
+        data = data.ljust(-(-len(data) // _BLOCK_BYTES) * _BLOCK_BYTES)  # room to grow in place
         try:
             for path in self._paths:
                 _write(path, data)
@@ -112,16 +118,29 @@ def _parse(data: bytes) -> tuple[int, StoredState]:
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Replaces the file; on a full disk it overwrites it, which takes no new block: should that be
+    torn, the other copy is whole.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        _fill(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), data)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # the disk that refused the one may refuse the other
+            temporary.unlink(missing_ok=True)
+        if error.errno not in _FULL or not path.exists() or path.stat().st_size < len(data):
+            raise
+        _fill(os.open(path, os.O_WRONLY), data.ljust(path.stat().st_size))
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself must survive a power cut
     finally:
         os.close(folder)
+
+
+def _fill(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

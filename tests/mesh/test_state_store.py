@@ -69,11 +69,11 @@ def test_a_failed_save_leaves_the_old_state(
     store = FileStore(tmp_path)
     store.save(STATE)
 
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def broken(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    monkeypatch.setattr("os.fsync", broken)
+    with pytest.raises(ConfigError, match="Input/output error"):
         store.save(NEXT)
     monkeypatch.undo()
     assert FileStore(tmp_path).load() == STATE
