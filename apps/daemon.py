@@ -59,11 +59,12 @@ class Daemon:
         trust = self._credentials.trust
         self._server = WebsocketServer(trust, self._interfaces.hosts, settings.port)
         self._dialer = dialer = Dialer(trust)
+        self._store = FileStore(folder.path, lambda text: self.timeline.note("trouble", text))
         self.node = Node(
             me=identity.peer,
             name=settings.name,
             transport=ControlTransport(self._server, dialer),
-            store=FileStore(folder.path),
+            store=self._store,
             rng=random.Random(),  # noqa: S311 - spreads retries and elections; no secret
         )
         means = Means(
@@ -146,6 +147,7 @@ class Daemon:
             settings=self.settings,
             credentials=self._credentials,
             leave=self._leave,
+            trouble=lambda: self._store.trouble,
         ).add_to(app)
         self._trusting.routes.add_to(app)
         runner, self.api_port = await serve_app(app, self.settings.api_port)

@@ -121,6 +121,8 @@ def status(out: Console, body: dict[str, Any]) -> None:
             _megabytes(link.get("received_bytes")),
         )
     out.print(table)
+    if body["trouble"]:
+        out.print(f"\n[bold red]trouble:[/] {escape(body['trouble'])}")
     if not body["plans"]:
         out.print("\nNo model runs yet: potluck run MODEL 'PROMPT'")
     names = {member["id"]: member["name"] for member in mesh["members"]}

@@ -9,6 +9,7 @@ import signal
 from rich.console import Console
 
 from apps.daemon import Daemon
+from apps.logs import log_to_stderr
 from apps.settings import Settings
 from apps.show import escape
 from mesh.config import FolderLock, StateFolder
@@ -44,6 +45,7 @@ SPOKEN = {
 
 def run_up(settings: Settings, folder: StateFolder, out: Console, *, as_json: bool) -> None:
     """Blocks until the device is told to end. Raises ConfigError for a port or folder in use."""
+    log_to_stderr()
     lock = FolderLock(folder)
     lock.take()
     try:

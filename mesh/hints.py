@@ -18,6 +18,8 @@ from mesh.limits import (
     BACKOFF_RECENT_S,
     DIAL_TIMEOUT_S,
     MAX_CANDIDATES,
+    MAX_DIALS_AT_ONCE,
+    MAX_DIALS_PER_S,
     RECENT_S,
     REDIAL_TIMEOUT_S,
 )
@@ -50,6 +52,19 @@ class Target:
         return min(longest, BACKOFF_MIN_S * 2.0 ** min(self.failures, 10))
 
 
+@dataclass(slots=True)
+class Ration:
+    """Dials to addresses that nobody vouches for: so many at once, then so many a second."""
+
+    _free_s: float = -MAX_DIALS_AT_ONCE / MAX_DIALS_PER_S  # when the next one is due, without haste
+
+    def wait_s(self, now_s: float) -> float:
+        """Takes a place in the queue; how long until its turn."""
+        earliest_s = now_s - MAX_DIALS_AT_ONCE / MAX_DIALS_PER_S
+        self._free_s = max(self._free_s, earliest_s) + 1 / MAX_DIALS_PER_S
+        return max(0.0, self._free_s - now_s)
+
+
 Attempt = Callable[[Target], Coroutine[Any, Any, bool]]
 
 
@@ -72,6 +87,7 @@ class Hints:
         self._targets: dict[Address, Target] = {}
         self._own: set[Address] = set()
         self._dialling: set[PeerId] = set()
+        self._ration = Ration()
 
     def add(self, address: Address, peer: PeerId | None, now_s: float) -> None:
         """Somebody may be at `address`. A hint that is news makes the next try come at once."""
@@ -126,6 +142,8 @@ class Hints:
             if target.peer is not None and self._is_linked(target.peer):
                 await target.wake.wait()
                 continue
+            if not target.works:  # anybody may have announced it
+                await asyncio.sleep(self._ration.wait_s(loop.time()))
             if target.peer is None or target.peer not in self._dialling:
                 await self._try(target)
             pause_s = target.backoff_s(loop.time()) * self._rng.uniform(0.5, 1.0)

@@ -21,6 +21,9 @@ MAX_CONTROL_ITEMS: Final = 4096  # per array or map
 MAX_CONTROL_DEPTH: Final = 12
 MAX_NAME_CHARS: Final = 64
 
+# --- what a person reads -------------------------------------------------------------------------
+MAX_LOG_LINES_PER_S: Final = 10  # of one cause; a peer that floods us must not fill our disk
+
 # --- tensor frames -------------------------------------------------------------------------------
 TENSOR_TILE_BYTES: Final = 256 * KIB  # 17 ms at 125 Mbit/s; more gains nothing on a LAN
 MAX_TENSOR_FRAME_BYTES: Final = 1 * MIB  # refused above, before anything is allocated
@@ -34,6 +37,8 @@ ACK_DELAY_S: Final = 0.2  # for fewer: each acknowledgement wakes both ends, and
 # --- mesh ----------------------------------------------------------------------------------------
 MAX_MEMBERS: Final = 64  # all-to-all heartbeats are meant for 16; this is where we refuse
 MAX_CANDIDATES: Final = 64  # mDNS hints kept
+MAX_DIALS_PER_S: Final = 10  # to addresses that never worked: anybody may announce a thousand
+MAX_DIALS_AT_ONCE: Final = 20  # of them, after a quiet time: a whole home that starts together
 MAX_SESSIONS: Final = 32  # conversations at once on one device
 MAX_REQUESTS_PER_PEER: Final = 64  # handled at once for one peer; more are refused in words
 MAX_OUTBOX_MESSAGES: Final = 256  # per link; a request beyond waits, a vote beyond is dropped

@@ -89,6 +89,8 @@ class Requests:
             return
         try:
             await handler(peer, notice.body)
+        except PotluckError as error:
+            _log.warning("a notice of %s on %r: %s", peer.short, notice.topic, error)
         except Exception:  # a handler's bug must not take the node down; it is logged in full
             _log.exception("the handler of notices on %r failed", notice.topic)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,10 @@ class MemoryStore:
 class FileStore:
     """Two copies in `folder`, mode 0600. Saves are small and rare, so they may block the loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_trouble: Callable[[str], None] = lambda text: None) -> None:
+        """`on_trouble` is told in words when a save fails, once until one works again."""
+        self.trouble = ""  # why the last save failed
+        self._on_trouble = on_trouble
         self._paths = (folder / FILE_NAME, folder / MIRROR_NAME)
         self._saves = 0
 
@@ -102,11 +105,19 @@ class FileStore:
             for path in self._paths:
                 _write(path, data)
         except OSError as error:
-            raise ConfigError(
-                f"the mesh state could not be written to {self._paths[0].parent}: {error}; "
-                "free some space there, or make it writable"
-            ) from error
+            known, self.trouble = (
+                self.trouble,
+                (
+                    f"the mesh state could not be written to {self._paths[0].parent}: "
+                    f"{error.strerror or error}; free some space there, or make it writable; until "
+                    "then this device follows no new leader, and leads nobody"
+                ),
+            )
+            if not known:
+                self._on_trouble(self.trouble)
+            raise ConfigError(self.trouble) from error
         self._saves += 1
+        self.trouble = ""
 
 
 def _parse(data: bytes) -> tuple[int, StoredState]:

@@ -80,3 +80,16 @@ class Assembly:
             first.dtype,
             first.choose,
         )
+
+
+def assembly_for(header: FrameHeader, current: Assembly | None) -> Assembly:
+    """Where a tile belongs: a step begins with its first row. Raises ProtocolError, before any
+    allocation, for one of a step that has not begun.
+    """
+    if header.row == 0:
+        return Assembly(header)
+    if current is None:
+        raise ProtocolError(
+            f"expected row 0 of a step, got row {header.row} of the step at {header.position}"
+        )
+    return current

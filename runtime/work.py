@@ -9,7 +9,7 @@ from mesh.errors import Busy, NotFinite, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import TensorFrame
 from planner.plan import Capacity
-from runtime.assembly import Assembly
+from runtime.assembly import assembly_for
 from runtime.finite import MAX_NOT_FINITE, check_finite
 from runtime.history import History
 from runtime.post import Conversation, Post
@@ -120,8 +120,7 @@ class Work:
         if not is_lead or peer != post.upstream(conversation.opened, header.kind):
             raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
         expected.check(header)
-        if conversation.assembly is None or header.row == 0:
-            conversation.assembly = Assembly(header)
+        conversation.assembly = assembly_for(header, conversation.assembly)
         if not conversation.assembly.add(frame):
             return None
         rows, conversation.assembly = conversation.assembly.rows, None

@@ -49,7 +49,9 @@ class MeshRoutes:
         settings: Settings,
         credentials: Credentials,
         leave: Callable[[], Awaitable[None]],
+        trouble: Callable[[], str],
     ) -> None:
+        """`trouble`: what a person should mend on this device, in words; empty for nothing."""
         self._node = node
         self._links = links
         self._opener = opener
@@ -60,6 +62,7 @@ class MeshRoutes:
         self._settings = settings
         self._credentials = credentials
         self._leave = leave
+        self._trouble = trouble
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/potluck/status", self.status)
@@ -98,6 +101,7 @@ class MeshRoutes:
                 "conversations": self._pipeline.conversations,
                 "refused_frames": dict(self._pipeline.refused),
                 "tasks": len(asyncio.all_tasks()),
+                "trouble": self._trouble(),
             }
         )
 

@@ -68,6 +68,8 @@ async def look_at_daemon(folder: StateFolder, adapters: Iterable[Adapter], api_p
         troubles.append(str(error))
     runs = FolderLock(folder).is_taken
     listens, status = await _ask(folder) if runs else ((), None)
+    if status and status["trouble"]:
+        troubles.append(status["trouble"])
     hosts = [host for one in adapters if not one.why_left_out for host in one.hosts]
     device = OwnDevice(
         peer=None if raw is None else identity.peer,

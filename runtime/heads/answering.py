@@ -14,7 +14,7 @@ from mesh.ids import PeerId
 from mesh.limits import MAX_SESSIONS
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan
-from runtime.assembly import Assembly
+from runtime.assembly import Assembly, assembly_for
 from runtime.heads import letters
 from runtime.heads.chooser import HeadShare
 from runtime.heads.question import Want
@@ -50,10 +50,9 @@ class Answering:
         header = frame.header
         if peer != self._lead:
             raise ProtocolError(f"{peer.short} chooses no tokens in this plan")
-        if self._assembly is None or header.row == 0:
+        if header.row == 0:
             self._check(header)
-            self._assembly = Assembly(header)
-        assembly = self._assembly
+        assembly = self._assembly = assembly_for(header, self._assembly)
         if assembly.add(frame):
             self._assembly = None
             data: letters.Bytes = assembly.rows.numpy().reshape(-1)

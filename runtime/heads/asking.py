@@ -13,7 +13,7 @@ from mesh.ids import PeerId, SessionId
 from mesh.limits import MAX_MEMBERS, MAX_TENSOR_BYTES
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan, Span
-from runtime.assembly import Assembly
+from runtime.assembly import Assembly, assembly_for
 from runtime.heads import letters
 from runtime.heads.question import Tell, Want
 from runtime.mailbox import SILENCE_TIMEOUT_S, Mailbox
@@ -136,8 +136,7 @@ def _read(frame: TensorFrame, asked: _Asked, span: Span) -> list[Tell] | None:
             f"an answer about the vocabulary has {size_bytes} bytes; "
             f"[{header.rows}, {header.width}] of {header.dtype.name} came"
         )
-    if asked.assembly is None or header.row == 0:
-        asked.assembly = Assembly(header)
+    asked.assembly = assembly_for(header, asked.assembly)
     if not asked.assembly.add(frame):
         return None
     data: letters.Bytes = asked.assembly.rows.numpy().reshape(-1)[:size_bytes]

@@ -155,11 +155,17 @@ class PartialModel:
         self._have[index] = 1
 
     def read(self, index: int) -> bytes:
-        """A piece that is here. Raises WeightsMissing for one that is not."""
+        """A piece that is here and still what it was. Raises WeightsMissing for any other; one that
+        the disk has spoiled is not given to anybody, and comes again.
+        """
         if not self.has(index):
             raise WeightsMissing(f"piece {index} of {self.about.name} is not here yet")
         piece = self.manifest.piece(index)
-        return os.pread(self._descriptor(piece.file), piece.size_bytes, piece.offset)
+        data = os.pread(self._descriptor(piece.file), piece.size_bytes, piece.offset)
+        if not self.manifest.is_right(index, data):
+            self._have[index] = 0
+            raise WeightsMissing(f"piece {index} of {self.about.name} is spoiled on the disk here")
+        return data
 
     def save(self) -> None:
         """What has come until now survives a crash and a power cut. Raises DiskFull."""

@@ -181,6 +181,37 @@ async def test_a_damaged_piece_comes_from_another_and_its_source_is_named(room: 
     assert "attic gives damaged pieces" in "".join(room.noted("source-lost"))
 
 
+WRONG = {
+    "one bit": lambda index, piece, all_: piece[:9] + bytes([piece[9] ^ 64]) + piece[10:],
+    "truncated": lambda index, piece, all_: piece[:-1],
+    "shifted": lambda index, piece, all_: b"\0" + piece[:-1],
+    "nothing": lambda index, piece, all_: b"",
+    "zeros": lambda index, piece, all_: bytes(len(piece)),
+    "the next layer's": lambda index, piece, all_: all_[(index + 1) % PIECES],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+async def test_whatever_is_wrong_with_a_piece_it_is_never_used_and_comes_from_another(
+    room: Room, wrong: Callable[[int, bytes, list[bytes]], bytes]
+) -> None:
+    """Reliability test 23: and it is not offered to anybody before it is right."""
+    bad, good = await room.giver("attic"), await room.giver("kitchen")
+    starts = room.manifest.starts
+    all_ = [room.data[starts[n] : starts[n + 1]] for n in range(PIECES)]
+    bad.give = lambda index, piece: wrong(index, piece, all_)
+    good.gate.clear()
+    partial = room.partial()
+    bringing = asyncio.ensure_future(room.transfer(partial).bring(range(PIECES)))
+    while not room.noted("source-lost"):
+        await asyncio.sleep(0.01)
+    assert not partial.runs(), "a wrong piece counts, and would be given on"
+    good.gate.set()
+    await bringing
+    assert room.content() == room.data
+    assert "attic gives damaged pieces" in "".join(room.noted("source-lost"))
+
+
 async def test_one_damaged_piece_does_not_end_a_source(room: Room) -> None:
     bad, good = await room.giver("attic"), await room.giver("kitchen")
     bad.give = lambda index, piece: piece[::-1] if index == 0 else piece
@@ -200,6 +231,7 @@ async def test_with_only_a_damaged_source_the_error_names_it(room: Room) -> None
 
 
 async def test_a_source_that_vanishes_gives_its_pieces_to_the_others(room: Room) -> None:
+    """Reliability test 23."""
     one, _ = await room.giver("one"), await room.giver("two")
 
     def vanish(index: int, piece: bytes) -> bytes:
@@ -376,6 +408,7 @@ async def test_progress_is_told_while_it_lasts(room: Room) -> None:
 
 
 async def test_a_manifest_that_is_another_is_refused(room: Room) -> None:
+    """Reliability test 23."""
     one = await room.giver("one")
     assert room._receiver is not None
     assert one.device is not None

@@ -126,6 +126,8 @@ def bombs() -> dict[str, bytes]:
         "64 KiB of empty maps": b"\x9f" * 3 + b"\xdc\x0f\xff" + b"\x80" * (whole - 6),
         "nested arrays of empty maps": (b"\xdc\x0f\xff" + b"\x80" * 0xFFE) * 16,
         "deep arrays": b"\x91" * 60_000,
+        "deeper arrays than a message is long": b"\x91" * 100_000,
+        "deep maps without an end": b"\x81\xa1a" * 100_000,
         "deep maps": b"\x81\xa1a" * 20_000,
         "depth beyond msgpack": b"\x91" * 2000 + b"\xc0",
         "an array that claims 4 GiB": b"\xdd\xff\xff\xff\xff",
@@ -145,6 +147,7 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", list(bombs()))
 def test_bombs_are_refused_fast_and_small(name):
+    """Reliability test 16."""
     bomb = bombs()[name]
     began_s = time.perf_counter()
     with pytest.raises(ProtocolError):
@@ -219,8 +222,29 @@ def test_a_header_reads_back_and_fits_its_bound(made):
     ],
 )
 def test_a_header_out_of_bounds_says_which(change, said):
+    """Reliability test 17."""
     with pytest.raises(ProtocolError, match=said):
         decode_frame(encode_header(dataclasses.replace(header(5), **change)) + b"12345")
+
+
+HUGE = [2**20 + 1, 2**31, 2**62, -1, -(2**62)]
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize("field", ["position", "rows", "row", "tile_rows", "width"])
+def test_a_number_of_any_size_is_refused_before_anything_is_allocated(field, number):
+    """Reliability test 17: huge and negative dimensions cost no memory."""
+    names = ["position", "rows", "row", "tile_rows", "width"]
+    fields = msgpack.unpackb(FRAME[2:-5])
+    fields[7 + names.index(field)] = number
+    packed = msgpack.packb(fields)
+    data = struct.pack("<H", len(packed)) + packed + b"12345"
+    tracemalloc.start()
+    with pytest.raises(ProtocolError):
+        decode_frame(data)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 64 << 10
 
 
 def test_frames_are_bounded():

@@ -69,6 +69,25 @@ def test_a_damaged_piece_does_not_count(
     assert partial.runs() == [(2, 3)]
 
 
+def test_a_piece_that_the_disk_spoiled_is_given_to_nobody_and_comes_again(
+    tmp_path: Path, manifest: Manifest, source: list[bytes]
+) -> None:
+    """Reliability test 23: never served on."""
+    partial = PartialModel.create(tmp_path / "p", manifest, ABOUT)
+    good = piece_of(manifest, source, 1)
+    partial.add(1, good)
+    piece = manifest.piece(1)
+    file = tmp_path / "p" / "files" / manifest.files[piece.file].name
+    with file.open("r+b") as opened:
+        opened.seek(piece.offset)
+        opened.write(bytes([good[0] ^ 1]))
+    with pytest.raises(WeightsMissing, match="piece 1 of house is spoiled"):
+        partial.read(1)
+    assert not partial.has(1)
+    partial.add(1, good)
+    assert partial.read(1) == good
+
+
 def test_what_was_saved_is_there_after_a_restart(
     tmp_path: Path, manifest: Manifest, source: list[bytes]
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from mesh.errors import Busy, GenerationFailed, PromptTooLong
 from mesh.ids import PeerId
-from mesh.tensor_frame import Kind, TensorFrame
+from mesh.tensor_frame import DType, Kind, TensorFrame
+from runtime.assembly import Assembly
 from runtime.replay import MAX_FAILED_STEPS
 from runtime.sampling import Sampling
 from runtime.session import Session
@@ -166,15 +167,31 @@ async def test_frames_of_an_older_epoch_are_refused_and_counted(checkpoint: Chec
         {"width": 16, "tile_rows": 2, "rows": 2},
         {"kind": Kind.TOKENS},
         {"row": 3, "rows": 20},
+        {"row": 1, "rows": 2, "tile_rows": 1},
         {"position": 10_000},
         {"rows": 5000},
+        {"rows": 1 << 20, "width": 1},
+        {"dtype": DType.FLOAT16},
+        {"dtype": DType.INT32},
+        {"dtype": DType.UINT8},
     ],
     ids=str,
 )
 async def test_a_malformed_frame_costs_one_retry(
-    checkpoint: Checkpoint, fields: dict[str, object]
+    checkpoint: Checkpoint, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Reliability test 17: wrong shape, type, kind, place or step; nothing is allocated for it, and
+    the conversation goes on.
+    """
     expected = await undisturbed(checkpoint)
+    allocated: list[tuple[int, int]] = []
+    allocate = Assembly.__post_init__
+
+    def note(assembly: Assembly) -> None:
+        allocated.append((assembly.first.rows, assembly.first.width))
+        allocate(assembly)
+
+    monkeypatch.setattr(Assembly, "__post_init__", note)
     async with Room.of(checkpoint, 2) as room:
         await room.put_up(make_plan(checkpoint, (2,)))
         spoiled = 0
@@ -187,8 +204,10 @@ async def test_a_malformed_frame_costs_one_retry(
             return frame
 
         room.tamper = spoil
+        width = checkpoint.spec.hidden_size
         assert await collect(room.session(0, PROMPT, TOKENS)) == expected
         assert spoiled == len(room.refusals) == 1
+        assert set(allocated) <= {(len(PROMPT), 1), (1, 1), (len(PROMPT), width), (1, width)}
 
 
 async def test_a_step_that_always_fails_ends_in_one_clear_error(checkpoint: Checkpoint) -> None:

@@ -302,9 +302,11 @@ BAD_MESSAGES = [
 
 @pytest.mark.parametrize("bad", BAD_MESSAGES, ids=range(len(BAD_MESSAGES)))
 async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
-    """A member that breaks the rules: each dial is answered with one message of garbage."""
+    """Reliability test 17. A member that breaks the rules: each dial is answered with one message
+    of garbage, and ended with a code that says whose fault it is.
+    """
     rogue = MeshTrust(Identity.generate(), SECRET)
-    asked = []
+    asked, codes = [], []
     third = asyncio.Event()
 
     async def serve(websocket) -> None:
@@ -314,7 +316,10 @@ async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
         await websocket.send(b"rogue000" + (0).to_bytes(8, "little"))
         number = int(websocket.query.get("next", 0)).to_bytes(8, "little")
         await websocket.send(number + bad[8:] if bad[:8] == bytes(8) else bad)
-        await websocket.receive()
+        try:
+            await websocket.receive()
+        finally:
+            codes.append(websocket._raw.close_code)
 
     async def serve_quietly(websocket) -> None:
         try:
@@ -336,6 +341,9 @@ async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
         assert not here.frames
         assert here.links.stats(rogue.peer).refused_frames >= 2
         assert len(here.refused_frames) >= 2
+        if len(bad) <= MAX_STREAM_MESSAGE_BYTES:  # else what was not read resets the connection
+            assert set(codes) <= {1003, 1008}  # no message of ours; against the rules
+        assert codes
         await server.close()
 
 
