@@ -79,9 +79,7 @@ class Engine:
         self._peer_links = PeerLinks(node, self.links)
         self._outbox = Outbox(node.view.me, self.links, self._on_frame, self._on_lost)
         self.steps = Steps(self._outbox)
-        self.pipeline = Pipeline(
-            self.worker, self._outbox, self._report_failure, self._on_wrong
-        )
+        self.pipeline = Pipeline(self.worker, self._outbox, self._report_failure, self._on_wrong)
         self.holdings = Holdings(self.worker, means.memory_bytes, means.torch_device)
         folder = means.folder
         self.models = Models(node, means.dialer, folder / "models", timeline, settings.precision)

@@ -19,10 +19,11 @@ import torch
 from apps.models import messages as model_messages
 from apps.planning import messages as planning_messages
 from mesh import messages as mesh_messages
+from mesh import rotation
 from mesh.codec import decode, from_plain, to_named, to_plain
 from mesh.errors import PotluckError, ProtocolError
 from mesh.ids import ModelId, SessionId
-from mesh.net import piece_links
+from mesh.net import pairing_talk, piece_links
 from mesh.net.overhear import read_announcements
 from mesh.net.stream import ReceiveStream
 from mesh.state_store import StoredState
@@ -61,7 +62,10 @@ class Target:
 
 def message_types() -> Iterator[type]:
     """Every dataclass that devices send each other as the body of a message."""
-    modules = (mesh_messages, planning_messages, model_messages, session_messages)
+    modules = (
+        *(mesh_messages, planning_messages, model_messages, session_messages),
+        *(rotation, pairing_talk),
+    )
     for module in modules:
         for one in vars(module).values():
             is_ours = isinstance(one, type) and one.__module__ == module.__name__
@@ -112,6 +116,10 @@ def _packed(plain: Any, rng: random.Random) -> bytes:
 def _message(rng: random.Random) -> bytes:
     kind = rng.choice(get_args(mesh_messages.Message))
     return _packed(to_named(value_of(kind, rng)), rng)
+
+
+def _rekey(rng: random.Random) -> bytes:
+    return _packed(to_named(value_of(rotation.RekeyMessage, rng)), rng)
 
 
 def _hello(rng: random.Random) -> bytes:
@@ -254,6 +262,7 @@ def _announcement(rng: random.Random) -> bytes:
 TARGETS: dict[str, Target] = {
     "message": Target(_message, mesh_messages.decode_message),
     "hello": Target(_hello, mesh_messages.decode_hello),
+    "rekey": Target(_rekey, rotation.decode_rekey),
     "body": Target(_body, _read_body),
     "plan": Target(_plan, _read_plan, PotluckError),
     "frame": Target(_frame, _read_frame),

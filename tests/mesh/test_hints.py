@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 
+from apps.sim.clock import run_virtual
 from mesh.hints import Hints, Target
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_CANDIDATES, MAX_DIALS_AT_ONCE, MAX_DIALS_PER_S
 from mesh.nursery import Nursery
-from tests.sim.clock import run_virtual
 
 ME = PeerId("a" * 64)
 FLOOD_S = 60
