@@ -97,6 +97,7 @@ def joined(out: Console, found: Any) -> None:
         for hint in dict.fromkeys(found.hints):
             out.print(f"  - {escape(hint)}")
         out.print("Is a member up? Name it if mDNS does not reach: potluck up --peer HOST:PORT")
+        out.print("What keeps the two apart, [bold]potluck doctor[/] finds out; type it on both.")
     out.print("Now type: [bold]potluck up[/]")
 
 

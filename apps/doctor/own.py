@@ -18,10 +18,11 @@ from mesh.config import FolderLock, StateFolder, read_private
 from mesh.errors import BadId, ConfigError, PotluckError
 from mesh.identity import Identity
 from mesh.ids import Address, PeerId
+from mesh.keyring import Keyring
 from mesh.limits import DEFAULT_PORT, PROTOCOL_VERSION
 from mesh.net.interfaces import choose_interfaces, list_interfaces, skipped_by_name
 from mesh.state_store import FileStore, KnownPeer
-from mesh.trust import MeshSecret, MeshTrust
+from mesh.trust import MeshTrust, mesh_tag
 
 STATUS_TIMEOUT_S = 5.0  # for the own daemon, which may be busy with a model
 
@@ -55,11 +56,11 @@ def look_at_adapters() -> tuple[Adapter, ...]:
 
 async def look_at_daemon(folder: StateFolder, adapters: Iterable[Adapter], api_port: int) -> Own:
     """This device as its folder and its daemon tell; the ports too, where no daemon runs."""
-    secret = MeshSecret.load(folder)
+    keyring = Keyring.load(folder)
     raw = read_private(folder.key)
     # A device that never ran has no key yet; it calls others with one that is thrown away.
     identity = Identity.generate() if raw is None else Identity.load(folder)
-    trust = MeshTrust(identity, secret) if secret is not None else None
+    trust = MeshTrust(identity, keyring.secret) if keyring is not None else None
     troubles: list[str] = []
     remembered: tuple[KnownPeer, ...] = ()
     try:
@@ -83,6 +84,7 @@ async def look_at_daemon(folder: StateFolder, adapters: Iterable[Adapter], api_p
         members=_members(status) if status else (),
         taken_port=None if runs else _taken(hosts, DEFAULT_PORT),
         taken_api_port=None if runs else _taken(["127.0.0.1"], api_port),
+        old_tags=tuple(mesh_tag(one) for one in keyring.old) if keyring is not None else (),
         troubles=tuple(troubles),
     )
     return Own(device, trust, remembered)

@@ -40,7 +40,15 @@ def strangers(seen: Seen) -> Iterator[Finding]:
         if one.peer == seen.device.peer or one.peer in told:
             continue
         told.add(one.peer)
-        if one.tag != seen.device.tag:
+        if one.tag in seen.device.old_tags:
+            yield Finding(
+                "old-secret",
+                level,
+                f"{where} has the secret that this mesh had before `potluck rotate`",
+                "if it belongs here, keep a member up beside it, which hands it the new one; if "
+                "that does not help, there: potluck leave, and join with a new `potluck invite`",
+            )
+        elif one.tag != seen.device.tag:
             mesh = "a mesh" if seen.device.tag is None else "another mesh"
             yield Finding("other-mesh", level, f"{where} is of {mesh}", INVITE)
         elif one.protocol != str(seen.device.protocol):

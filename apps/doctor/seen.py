@@ -48,7 +48,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class OwnDevice:
-    """This device. `tag` names its mesh, and is None while it is in none."""
+    """This device. `tag` names its mesh, and is None while it is in none; `old_tags` are those of
+    the secrets that the mesh had before.
+    """
 
     peer: PeerId | None
     tag: str | None
@@ -61,6 +63,7 @@ class OwnDevice:
     members: tuple[Member, ...] = ()
     taken_port: int | None = None  # where the daemon would listen, if it were started
     taken_api_port: int | None = None
+    old_tags: tuple[str, ...] = ()
     troubles: tuple[str, ...] = ()  # with what lies in its folder, in words
 
 

@@ -72,6 +72,11 @@ CAUSES = [
     (unmet(heard=(Heard("wlan0", False, "", ()),)), "multicast-blocked", "5353/udp"),
     (unmet(heard=(Heard("wlan0", False, "forbidden", ()),)), "multicast-forbidden", "5353/udp"),
     (heard(tag="other"), "other-mesh", "potluck invite"),
+    (
+        replace(heard(tag="old"), device=replace(DEVICE, members=(), old_tags=("old",))),
+        "old-secret",
+        "keep a member up",
+    ),
     (heard(protocol="2"), "other-version", "same version"),
     (heard(peer=ME), "same-identity", "/home/me/device.key"),
     (called(Outcome.OWN_KEY), "same-identity", "/home/me/device.key"),
