@@ -142,7 +142,8 @@ class Group:
         words = str(error) if isinstance(error, PotluckError) else repr(error)
         reason = words.encode()[:MAX_REASON_BYTES] or b"?"
         row = torch.frombuffer(bytearray(reason), dtype=torch.uint8)[None]
-        header = self._header(turn, Kind.GIVEN_UP, DType.UINT8, row, isinstance(error, StaleEpoch))
+        is_over = int(isinstance(error, StaleEpoch))
+        header = self._header(turn, Kind.GIVEN_UP, DType.UINT8, row, is_over)
         for index, peer in enumerate(self._peers):
             if index != self._me:
                 self._send(peer, header, row)
