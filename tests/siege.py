@@ -86,8 +86,18 @@ class Siege:
         }
 
 
-async def besiege(model: str, memory: str, pairs: int, tokens: int) -> Siege:
-    """Both members on one plan; the first owns the session and is watched."""
+async def besiege(
+    model: str,
+    memory: str,
+    pairs: int,
+    tokens: int,
+    *,
+    attack_s: float = ATTACK_S,
+    before: tuple[str, ...] = LAST,
+) -> Siege:
+    """Both members on one plan; the first owns the session and is watched. `before` is put before
+    the command of the attack.
+    """
     siege = Siege()
     async with AsyncExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potluck-")))
@@ -117,32 +127,38 @@ async def besiege(model: str, memory: str, pairs: int, tokens: int) -> Siege:
             siege.quiet.append(quiet.tokens_per_s)
             attacks = [
                 await asyncio.create_subprocess_exec(
-                    *(
-                        *lan.launcher(2),
-                        *LAST,
-                        sys.executable,
-                        "-m",
-                        "tests.attack",
-                        lan.address(n),
-                    ),
-                    *(str(DEFAULT_PORT), "--from", *sources[n::2], "--seconds", str(ATTACK_S)),
+                    *(*lan.launcher(2), *before, *attack(lan.address(n), sources[n::2], attack_s)),
                     *(("--home", str(homes[2].path), "--fakes", mesh_tag(secret)) if n else ()),
                     stdout=asyncio.subprocess.PIPE,
                 )
                 for n in range(2)
             ]
+            for process in attacks:
+                stack.push_async_callback(_ended, process)
             watching = asyncio.create_task(_watch(siege.during, owner.pid))
             await asyncio.sleep(LEAD_S)  # noqa: ASYNC110 (the attack takes its time)
             hurt = await generate(owner, model, PROMPT, tokens)
             siege.attacked.append(hurt.tokens_per_s)
             siege.equal.append(hurt.token_ids == quiet.token_ids == expected)
-            for attack in attacks:
-                said, _ = await attack.communicate()
+            for process in attacks:
+                said, _ = await process.communicate()
                 siege.attacks.append(json.loads(said))
             watching.cancel()
         for device in devices:
             siege.died += [e["text"] for e in device.events if e["event"] == "PeerDied"]
     return siege
+
+
+def attack(target: str, sources: list[str], seconds: float) -> tuple[str, ...]:
+    """The command of an attack on one device."""
+    how = ("--from", *sources, "--seconds", str(seconds))
+    return (sys.executable, "-m", "tests.attack", target, str(DEFAULT_PORT), *how)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
 
 
 def is_well(found: dict[str, Any]) -> bool:

@@ -166,14 +166,16 @@ async def test_the_code_of_another_mesh_is_refused_by_its_members(
 
 
 async def test_doctor_sees_the_others_and_a_device_by_its_address(tiny_mesh: TinyMesh) -> None:
-    done = await on(tiny_mesh, "doctor", "--json")
+    done, asked = await asyncio.gather(  # each listens for some seconds
+        on(tiny_mesh, "doctor", "--json"),
+        on(tiny_mesh, "doctor", "127.0.0.1:9", "--interface", "lo"),
+    )
     body = json.loads(done.stdout)
     found = {one["key"]: one["text"] for one in body["findings"]}
     assert done.returncode == 1
     assert "127.0.0.1" in found["loopback-only"]  # these daemons are for this machine alone
     assert found["meets"] == "this device meets device1 and device2"
     assert body["seen"]["heard"][0]["interface"] == "lo"
-    asked = await on(tiny_mesh, "doctor", "127.0.0.1:9", "--interface", "lo")
     assert asked.returncode == 1
     assert "nobody listens at its port 9" in asked.stdout
     assert "-> there: potluck up" in asked.stdout
