@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from apps.chaos.home import status_of
 from apps.chaos.scene import Scene
 from apps.local_mesh import Device
 
@@ -40,14 +41,18 @@ async def kill_another_meanwhile(scene: Scene) -> None:
 
 
 async def cast_the_leader(scene: Scene) -> None:
-    """The leader becomes the second victim, and neither the owner nor the first one."""
-    leader = scene.home.named(await scene.home.leader(scene.owner))
+    """The first victim has a share of the plan, so that a new one is wanted; the second leads."""
+    home = scene.home
+    leader = home.named(await home.leader(scene.owner))
     assert leader is not None, "a settled home has a leader"
-    others = [one for one in scene.home.devices if one is not leader]
-    scene.owner = others[scene.case.owner % len(others)]
-    others.remove(scene.owner)
-    scene.victim = others[scene.case.victim % len(others)]
+    (plan,) = (await status_of(leader))["plans"]
+    holders = {share["device"] for share in plan["stages"]}
     scene.second = leader
+    scene.victim = next(
+        one for one in home.devices if one.device_id in holders and one is not leader
+    )
+    others = [one for one in home.devices if one not in (scene.victim, leader)]
+    scene.owner = others[scene.case.owner % len(others)]
 
 
 async def kill_the_planning_leader(scene: Scene) -> None:

@@ -149,6 +149,7 @@ async def _made_good(scene: Scene, fault: Fault) -> After:
         return After(None, None, one_plan=False, refused=0)
     heal_ms = (time.monotonic() - scene.over_s) * 1e3
     one_plan = await _one_plan(home)
+    scene.notes["same_plans_ms"] = round((time.monotonic() - scene.over_s) * 1e3)
     return After(heal_ms, await home.leader(scene.owner), one_plan, refused=0)
 
 
