@@ -18,7 +18,7 @@ from apps.measure import Generation, generate_and
 from mesh.errors import PotluckError
 from runtime.stored.model_files import DEFAULT_MODEL
 
-MEMORY = "620MB"  # of each device: two can hold the default model, one cannot
+MEMORY = "400MB"  # of each device: two can hold the default model, one cannot
 RECOVER_TIMEOUT_S = 120.0
 SEEN_TIMEOUT_S = 15.0  # far above every time-out of the detector and of an election
 PLANS_TIMEOUT_S = 30.0  # for a home that is complete again to have plans that all know

@@ -36,17 +36,18 @@ class Scene:
     def index(self, device: Device) -> int:
         return self.home.devices.index(device)
 
-    def begin(self) -> None:
-        self.began_s = self.began_s or time.monotonic()
+    def begin(self, at_s: float | None = None) -> None:
+        self.began_s = self.began_s or (time.monotonic() if at_s is None else at_s)
 
     def over(self) -> None:
         self.over_s = time.monotonic()
 
     def lose(self, *devices: Device, at_s: float | None = None) -> None:
         """From now on the others should hold them gone, until the cause is over."""
-        self.begin()
+        now_s = time.monotonic() if at_s is None else at_s
+        self.begin(now_s)
         for device in devices:
-            self.lost[device.device_id] = time.monotonic() if at_s is None else at_s
+            self.lost[device.device_id] = now_s
 
     @property
     def survivors(self) -> list[Device]:
