@@ -62,5 +62,4 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "busy": Fault(
         "16 busy processes on each core for 30 s", processes.busy, seen=Seen.NOTHING, devices=_FIVE
     ),
-    "flood": Fault("2,000 silent sockets for 12 s", machines.flood, seen=Seen.NOTHING),
 }

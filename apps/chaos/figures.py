@@ -93,13 +93,6 @@ def _folded(runs: Sequence[Line]) -> Line:
         values = [run[name] for run in runs if run[name] is not None]
         if values:
             line[name] = _spread(values)
-    speeds = [run["speed"] for run in runs if run.get("speed")]
-    if speeds:
-        line["speed_p50"] = percentile(speeds, 0.5)
-    closed = [run["notes"].get("silent_closed_ms") for run in runs]
-    if any(closed):
-        line["silent_closed_ms"] = _spread([value for value in closed if value is not None])
-        line["rss_growth_mib_max"] = max(run["notes"]["rss_growth_mib"] for run in runs)
     return line
 
 

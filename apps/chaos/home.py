@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +15,6 @@ from apps.chaos.equipment import Equipment, SmallDisk, WallClock
 from apps.local_mesh import Device
 from apps.measure import Generation, generate
 from mesh.config import StateFolder
-from mesh.ids import Address
 from mesh.trust import MeshSecret
 
 MEET_TIMEOUT_S = 60.0
@@ -139,11 +137,6 @@ async def status_of(device: Device) -> dict[str, Any]:
 async def mesh_status(device: Device) -> dict[str, Any]:
     body: dict[str, Any] = (await status_of(device))["mesh"]
     return body
-
-
-def address_of(device: Device) -> Address:
-    """Where the others reach it."""
-    return Address.parse(json.loads((device.home / "daemon.json").read_text())["address"])
 
 
 def _seen(view: dict[str, Any]) -> tuple[set[str], str | None]:

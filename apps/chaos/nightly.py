@@ -10,21 +10,25 @@ it all: to see that it works.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from apps.chaos.faults import FAULTS
+from apps.chaos.record import machine
 
 FOLDER: Final = Path("build/nightly")
 RUNS: Final = "runs.jsonl"
 MOST: Final = {"kill": 50, "unplug": 50, "busy": 20}  # 20 times 30 s are the ten minutes of test 4
 OTHERS: Final = 20
 SOAK_S: Final = 3600
+SIEGE_PAIRS: Final = 5
 SEEDS: Final = 5000
 FUZZ_MIN: Final = 30
 SIEGE_PAIRS: Final = 5
@@ -34,6 +38,7 @@ SIEGE_PAIRS: Final = 5
 class Step:
     name: str
     command: tuple[str, ...]  # after the interpreter
+    is_figures: bool = False  # whether the object that it prints belongs to the figures
 
 
 def steps(folder: Path, share: float) -> Iterator[Step]:
@@ -48,6 +53,8 @@ def steps(folder: Path, share: float) -> Iterator[Step]:
         runs = _part(MOST.get(fault, OTHERS), share)
         five = ("--devices", "5") if fault == "kill" else ()
         yield Step(fault, (*chaos, "--fault", fault, "--runs", runs, *five, *out))
+    siege = ("-m", "tests.siege", "--pairs", _part(SIEGE_PAIRS, share))
+    yield Step("siege", siege, is_figures=True)
     soak_s = _part(SOAK_S, share)
     yield Step("soak", (*chaos, "--fault", "soak", "--seconds", soak_s, *out))
     yield Step("figures", ("-m", "apps.chaos.report", str(folder / RUNS), "--against"))
@@ -74,9 +81,22 @@ def _done(step: Step, asked: argparse.Namespace) -> bool:
         done = subprocess.run(  # noqa: S603 - our own words
             (sys.executable, *step.command), stdout=file, stderr=subprocess.STDOUT
         )
+    if step.is_figures:
+        _keep(step.name, log, asked.folder / RUNS)
     how = "ok" if done.returncode == 0 else f"FAILED, see {log}"
     print(f"{step.name:<16} {time.monotonic() - began_s:7.0f} s  {how}", flush=True)
     return done.returncode == 0
+
+
+def _keep(name: str, log: Path, runs: Path) -> None:
+    """The last line of the log, if it is an object, as a line of the runs."""
+    try:
+        found = json.loads(log.read_text().splitlines()[-1])
+    except (ValueError, IndexError):
+        return  # the step failed before it had anything to tell, and its log says why
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    with runs.open("a") as file:
+        file.write(json.dumps({"fault": name, "date": date, "machine": machine(), **found}) + "\n")
 
 
 def _part(whole: int, share: float) -> str:

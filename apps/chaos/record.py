@@ -17,8 +17,6 @@ from apps.measure import Generation, Recovery, recovery
 
 HOLDERS: Final = 2  # so many devices can hold the model together; one alone cannot
 ERROR_MS: Final = 5000.0  # one clear error, not an endless retry
-MAX_GROWTH_MIB: Final = 64.0
-MAX_SILENT_MS: Final = 5100.0  # 5 s, and one look at all sockets
 NOBODY: Final = Recovery(None, None, None, None)
 
 
@@ -64,7 +62,6 @@ class Record:
     suspicions: int  # of devices that were there
     deaths: int  # devices held dead that were there
     refused: int
-    speed: float | None  # after the fault, of what it is undisturbed
     notes: dict[str, Any] = field(default_factory=dict)
     wrong: tuple[str, ...] = ()
 
@@ -108,7 +105,6 @@ def record_of(
         suspicions=_accusations(scene, "PeerSuspected"),
         deaths=_accusations(scene, "PeerDied"),
         refused=after.refused,
-        speed=_speed(heard, undisturbed, scene.began_s),
         notes=scene.notes,
     )
     wrong = tuple(_wrong(record, fault, scene, heard, after))
@@ -131,14 +127,6 @@ def _equal(heard: Heard, undisturbed: Generation) -> bool:
     """Whether what came is what comes undisturbed; of a text that broke off, its beginning."""
     came, whole = heard.generation.token_ids, undisturbed.token_ids
     return came == (whole[: len(came)] if heard.error else whole)
-
-
-def _speed(heard: Heard, undisturbed: Generation, since_s: float) -> float | None:
-    """By the median gap between tokens, so that one long pause does not hide how fast it went."""
-    after = Generation(times_s=[at_s for at_s in heard.generation.times_s if at_s >= since_s])
-    if not after.tokens_per_s or not undisturbed.tokens_per_s:
-        return None
-    return round(after.tokens_per_s / undisturbed.tokens_per_s, 3)
 
 
 def _accusations(scene: Scene, kind: str) -> int:
@@ -183,7 +171,3 @@ def _wrong_notes(notes: Mapping[str, Any], after: After) -> Iterator[str]:
         yield "the larger half did not keep its leader"
     if notes.get("still_running") is False:
         yield "the device with the full disk has ended"
-    if notes.get("rss_growth_mib", 0.0) > MAX_GROWTH_MIB:
-        yield f"the flood cost {notes['rss_growth_mib']} MiB"
-    if notes.get("silent_closed_ms", 0.0) > MAX_SILENT_MS:
-        yield f"a silent socket lived for {notes['silent_closed_ms']} ms"

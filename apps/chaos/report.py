@@ -101,7 +101,8 @@ def _where(promise: Promise, places: Sequence[str]) -> list[str]:
         path, _, name = place.partition("::")
         files.setdefault(path, []).extend([name] if name else [])
     found = [f"`{path}`" + _names(names) for path, names in files.items()]
-    found += [f"`potluck chaos --fault {fault}`" for fault in promise.faults]
+    real = (fault for fault in promise.faults if fault in (*FAULTS, "soak"))
+    found += [f"`potluck chaos --fault {fault}`" for fault in real]
     found += promise.commands
     if promise.later:
         found.append(f"*{promise.later}*")

@@ -27,7 +27,7 @@ def run(seed: int, fault: str = "kill", **changed: Any) -> dict[str, Any]:
         **{"model": "gemma", "devices": 5, "at_token": 3, "leader_lost": False},
         **{"detect_ms": 200.0 + seed, "elect_ms": None, "plan_ms": 90.0, "resume_ms": 500.0},
         **{"heal_ms": 2000.0, "tokens_equal": True, "error_ms": None, "replayed_tokens": 7},
-        **{"suspicions": 0, "deaths": 0, "refused": 0, "speed": 0.9, "notes": {}, "wrong": []},
+        **{"suspicions": 0, "deaths": 0, "refused": 0, "notes": {}, "wrong": []},
         **changed,
     }
 
@@ -110,7 +110,7 @@ def test_a_docstring_tells_its_numbers(doc: str, numbers: set[int]) -> None:
 def test_every_number_has_a_promise_and_every_fault_a_number() -> None:
     assert [promise.number for promise in PROMISES] == list(range(1, 27))
     used = {fault for promise in PROMISES for fault in promise.faults}
-    assert used <= {*FAULTS, "soak"}
+    assert used <= {*FAULTS, "soak", "siege"}
     assert {*FAULTS} - used == {"lossy", "slow-link"}  # for the soak, and for their own figures
 
 
