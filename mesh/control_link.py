@@ -11,7 +11,7 @@ from collections import deque
 
 from mesh.errors import LinkClosed
 from mesh.ids import PeerId
-from mesh.limits import DUPLICATE_WINDOW_S, MAX_OUTBOX_MESSAGES
+from mesh.limits import DUPLICATE_WINDOW_S, MAX_OUTBOX_MESSAGES, RETIRE_GRACE_S
 from mesh.messages import Hello
 from mesh.transport import Channel
 
@@ -25,6 +25,7 @@ class ControlLink:
         self.since_s = since_s
         self.incarnation = hello.incarnation  # grows when the peer refutes
         self.closed = False
+        self._parked_s: float | None = None  # when this end asked for its end
         self._beat: bytes | None = None
         self._urgent: deque[bytes] = deque(maxlen=MAX_OUTBOX_MESSAGES)
         self._bulk: deque[bytes] = deque()
@@ -55,6 +56,13 @@ class ControlLink:
             raise LinkClosed(f"the link to {self.hello.name} was closed")
         self._bulk.append(data)
         self._filled.set()
+
+    def park(self, now_s: float) -> None:
+        """The other end is asked to close this link: for a moment, its end is no loss."""
+        self._parked_s = now_s
+
+    def is_parked(self, now_s: float) -> bool:
+        return self._parked_s is not None and now_s - self._parked_s <= RETIRE_GRACE_S
 
     async def drain(self) -> None:
         """Returns when all that was posted is sent, or the link is closed."""

@@ -22,6 +22,7 @@ class ControlLinks:
     `on_up(link, is_new)`: `is_new` is False where it takes the place of a living link.
     `on_message(link, message)` may raise ProtocolError, which closes the link.
     `on_down(peer, reason)`: the current link broke and nothing has replaced it.
+    `on_parked(peer)`: the current link was closed since it was of no use.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class ControlLinks:
         on_up: Callable[[ControlLink, bool], None],
         on_message: Callable[[ControlLink, Message], None],
         on_down: Callable[[PeerId, str], None],
+        on_parked: Callable[[PeerId], None],
     ) -> None:
         self._me = me
         self._nursery = nursery
@@ -41,6 +43,7 @@ class ControlLinks:
         self._on_up = on_up
         self._on_message = on_message
         self._on_down = on_down
+        self._on_parked = on_parked
         self._current: dict[PeerId, ControlLink] = {}
         self._changed: defaultdict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
 
@@ -86,7 +89,10 @@ class ControlLinks:
         reason = await self._hold(link)
         if self._current.get(link.peer) is link:
             del self._current[link.peer]
-            self._on_down(link.peer, reason)
+            if link.is_parked(asyncio.get_running_loop().time()):
+                self._on_parked(link.peer)
+            else:
+                self._on_down(link.peer, reason)
 
     async def _greet(self, channel: Channel, patience_s: float) -> ControlLink:
         if channel.peer == self._me:

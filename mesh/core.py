@@ -7,25 +7,36 @@ the shell (`node`) takes and carries out. The deciding itself is done by the pur
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 from mesh import membership, suspicion
+from mesh.circle import Circle
+from mesh.crowd import Crowd
 from mesh.effects import Cut, Effect, Emit, Forget, Tell
-from mesh.election import Ballot, Situation
-from mesh.errors import ConfigError
+from mesh.election import Situation
 from mesh.events import ViewChanged
 from mesh.heartbeat import Beats, hears_us
 from mesh.ids import Address, Epoch, PeerId
 from mesh.leadership import Leadership
 from mesh.limits import DEAD_CONFIRMED_S, MAX_MEMBERS, PROTOCOL_VERSION, SUSPECT_AFTER_S
-from mesh.membership import ChangeKind, Claim, Member, Membership, View
-from mesh.messages import Beat, Health, Hello, Lead, Sighting, Vote, VoteRequest, Yield
+from mesh.membership import ChangeKind, Claim, Member, Membership, Record, View
+from mesh.messages import (
+    Beat,
+    Crowded,
+    Health,
+    Hello,
+    Lead,
+    News,
+    Rumour,
+    Sighting,
+    Vote,
+    VoteRequest,
+    Yield,
+)
 from mesh.peer_events import events_of
-from mesh.state_store import KnownPeer, StateStore, StoredState
-
-_log = logging.getLogger(__name__)
+from mesh.remembered import Remembered
+from mesh.state_store import KnownPeer, StateStore
 
 
 class Core:
@@ -34,26 +45,40 @@ class Core:
     def __init__(
         self, me: PeerId, name: str, store: StateStore, chance: Callable[[], float], merit: float
     ) -> None:
-        self._store = store
-        self._stored = store.load()
-        self._table = Membership(Member(me, name, 0, Health.ALIVE, None), {})
+        self._disk = Remembered(store)
+        self.table = Membership(Member(me, name, 0, Health.ALIVE, None), {})
+        self.linked: set[PeerId] = set()
         self._beats = Beats()
         self._local = suspicion.LocalHealth()
-        self._leadership = Leadership(
-            me, self._stored.ballot, self._save_ballot, self._do, chance, merit
-        )
+        ballot = self._disk.state.ballot
+        self._leadership = Leadership(me, ballot, self._disk.vote, self._do, chance, merit)
+        self._crowd = Crowd(self, self._do, chance)
+        self._circle = Circle(me)
+        self._heard_epoch: Epoch | None = None  # that some of a crowd follow
+        self._pleading = False  # we may not follow it, and its leader should know
         self._started_as = 0
         self._sequence = 0
         self._late_s = 0.0
         self._effects: list[Effect] = []
         self._beat_due = False
-        self.view = View(me, self._table.members, self._stored.ballot.accepted, None, 0)
+        self._is_stale = False  # the table has changed, and what is drawn from it has not
+        self._here, self._members = self.table.here, self.table.members
+        self.view = View(me, self._members, ballot.accepted, None, 0)
 
     # --- what the shell asks ---------------------------------------------------------------------
 
     @property
     def known_peers(self) -> tuple[KnownPeer, ...]:
-        return self._stored.peers
+        return self._disk.state.peers
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether there are too many devices for links with all of them."""
+        return self._crowd.is_on
+
+    @property
+    def local_health(self) -> suspicion.LocalHealth:
+        return self._local
 
     @property
     def wake_s(self) -> float | None:
@@ -70,9 +95,19 @@ class Core:
         self._beat_due = self._leadership.changed = False
         return due
 
+    def keeps(self, peer: PeerId) -> bool:
+        """Whether the link with `peer` is of use, as far as this device knows."""
+        if not self._crowd.is_on:
+            return True
+        wanted = peer in self._crowd.neighbours or peer in self._crowd.needed
+        return wanted or peer in self._circle.members
+
+    def needs(self, peer: PeerId, now_s: float) -> None:
+        """Somebody here has something to say to `peer`."""
+        self._crowd.need(peer, now_s)
+
     def hello(self) -> Hello:
-        me = self._table.me
-        epoch = self._stored.ballot.accepted
+        me = self.table.me
         return Hello(
             PROTOCOL_VERSION,
             me.peer,
@@ -80,55 +115,70 @@ class Core:
             me.incarnation,
             self._started_as,
             me.address,
-            epoch,
-            self._table.sightings,
+            self._leadership.ballot.accepted,
+            () if self._crowd.is_on else self.table.sightings(),
         )
 
-    def beat(self) -> Beat:
+    def beaten(self, now_s: float) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """Who gets beats: those whose beats we expect, and those who only expect ours."""
+        if not self._crowd.is_on:
+            return frozenset(self.linked), frozenset()
+        expected = self._circle.members
+        if self._pleading and self._heard_epoch is not None:
+            expected |= {self._heard_epoch.leader}
+        return expected, self._circle.asking(now_s)
+
+    def beat(self, *, expects: bool = True) -> Beat:
         now = self._situation()
         self._sequence += 1
         late_s, self._late_s = self._late_s, 0.0
         return Beat(
             sequence=self._sequence,
-            incarnation=self._table.me.incarnation,
+            incarnation=self.table.me.incarnation,
             epoch=now.ballot.accepted,
             leads=now.leads,
             has_leader=now.leader is not None,
             voted=now.ballot.voted,
             followers=now.followers,
             loop_lag_s=late_s,
-            sightings=self._table.sightings,
+            expects=expects,
+            sightings=self.table.sightings(self._circle.members if self._crowd.is_on else None),
         )
 
     # --- inputs ----------------------------------------------------------------------------------
 
     def start(self, now_s: float, address: Address) -> None:
         """A new run: raises ConfigError if the incarnation cannot be made to last."""
-        incarnation = self._stored.incarnation + 1
-        self._store.save(replace(self._stored, incarnation=incarnation))
-        self._stored = replace(self._stored, incarnation=incarnation)
-        self._started_as = incarnation
-        me = replace(self._table.me, incarnation=incarnation, address=address)
-        self._table = replace(self._table, me=me)
+        self._started_as = incarnation = self._disk.begin()
+        me = replace(self.table.me, incarnation=incarnation, address=address)
+        self.table = replace(self.table, me=me)
         self._leadership.start(now_s)
+        self._is_stale = True
         self._react(now_s, "started")
 
     def refusal(self, hello: Hello) -> str | None:
         """Why a device that greets us cannot be a member."""
-        if hello.peer not in self._table.records and len(self._table.here) >= MAX_MEMBERS:
+        if hello.peer not in self.table.records and len(self._here) >= MAX_MEMBERS:
             return f"this mesh already has {MAX_MEMBERS} devices, which is the most it takes"
         return None
 
     def take_hello(self, hello: Hello, address: Address | None, now_s: float) -> None:
+        self.linked.add(hello.peer)
         self._take_sightings(hello.sightings)
         self._hear(hello, hello.incarnation, address, now_s)
+        self._crowd.greet(hello.peer)
+        record = self.table.records[hello.peer]
+        if self._crowd.is_on and not record.member.is_here:
+            self._do(Tell(hello.peer, News((membership.rumour_of(record),), None)))
+        if hello.epoch is not None and hello.epoch.leader == hello.peer:
+            self.follow(hello.epoch, now_s)
         self._beat_due = True  # it should know at once who leads
         self._react(now_s, "a link was made")
 
     def take_beat(self, hello: Hello, address: Address | None, beat: Beat, now_s: float) -> None:
         """A beat on the link that `hello` opened."""
         beats = self._beats.take(hello.peer, beat)
-        record = self._table.records.get(hello.peer)
+        record = self.table.records.get(hello.peer)
         if beats is None or record is None or beat.incarnation < record.member.incarnation:
             return
         self._take_sightings(beat.sightings, hello.peer)
@@ -136,12 +186,19 @@ class Core:
         # one of two that hold each other dead has to begin.
         if hears_us(beat, self.view.me) or not record.member.is_here:
             self._hear(hello, beat.incarnation, address, now_s)
-        if self._table.records[hello.peer].member.is_here:
+        if self.table.records[hello.peer].member.is_here:
             self._beats = beats
+            if beat.expects:
+                self._circle.asked(hello.peer, now_s)
         self._react(now_s, "a beat came")
 
+    def take_crowded(self, peer: PeerId, message: Crowded, now_s: float) -> None:
+        """What devices of a crowd say to each other."""
+        self._crowd.take(peer, message, now_s)
+        self._react(now_s, "the others told")
+
     def take_leave(self, peer: PeerId, incarnation: int, now_s: float) -> None:
-        self._apply(membership.depart(self._table, peer, incarnation), now_s)
+        self._apply(membership.depart(self.table, peer, incarnation), now_s)
         self._react(now_s, f"{peer.short} left")
 
     def take_vote_request(self, peer: PeerId, request: VoteRequest, now_s: float) -> None:
@@ -154,14 +211,18 @@ class Core:
 
     def take_lead(self, peer: PeerId, lead: Lead, now_s: float) -> None:
         """The winner's word, half a beat before its beat says the same."""
+        if lead.epoch.leader != peer:
+            return
+        self.follow(lead.epoch, now_s)
         beat = self._beats.latest.get(peer)
         newer = beat is not None and (beat.epoch is None or lead.epoch > beat.epoch)
-        if beat is not None and newer and lead.epoch.leader == peer:
+        if beat is not None and newer:
             says = replace(beat, epoch=lead.epoch, leads=True, has_leader=True)
             self._beats = Beats({**self._beats.latest, peer: says})
             self._react(now_s, "a leader told us")
             if self.view.leader is None:  # our vote binds us: it should know, and go higher
                 self._beat_due = True
+        self._react(now_s, "a leader told us")
 
     def take_yield(self, peer: PeerId, message: Yield, now_s: float) -> None:
         self._leadership.take_yield(self._situation(), peer, message, now_s)
@@ -176,15 +237,24 @@ class Core:
         return epoch
 
     def link_lost(self, peer: PeerId, reason: str, now_s: float) -> None:
-        self._apply(membership.suspect(self._table, peer, f"link broke: {reason}"), now_s)
+        """A few suspect at once; in a crowd, where a word would reach a thousand, we look first."""
+        self.linked.discard(peer)
+        if self._crowd.is_on:
+            self._crowd.link_lost(peer, now_s)
+        else:
+            self._apply(membership.suspect(self.table, peer, f"link broke: {reason}"), now_s)
         self._react(now_s, "a link broke")
+
+    def parked(self, peer: PeerId) -> None:
+        """The link with `peer` was of no use, and both know."""
+        self.linked.discard(peer)
 
     def refused(self, address: Address, now_s: float) -> None:
         """Nobody listens at `address` any more: whoever did, and has no link to us, is dead."""
-        for peer, record in list(self._table.records.items()):
+        for peer, record in list(self.table.records.items()):
             if record.member.address == address:
                 reason = f"nobody listens at {address} any more"
-                self._apply(membership.bury(self._table, peer, reason), now_s)
+                self._apply(membership.bury(self.table, peer, reason), now_s)
         self._react(now_s, "a dial was refused")
 
     def tick(self, now_s: float, late_s: float) -> None:
@@ -192,32 +262,99 @@ class Core:
         self._late_s = max(self._late_s, late_s)
         self._local, judging = suspicion.check_self(self._local, late_s, now_s)
         if not judging:
-            self._table = membership.forgive(self._table, late_s)
+            self.table = membership.forgive(self.table, late_s)
+            self._crowd.slept()
             self._leadership.drop_candidacy()
             if self._leadership.leads:  # who still follows us, fresh beats must tell: an old count
                 self._beats = Beats()  # would make the leader elected meanwhile give way to us
-        for peer, record in list(self._table.records.items()):
-            if judging and record.member.is_here:
+        else:
+            for peer in sorted(self._circle.members - {self.table.me.peer}):
                 self._judge(peer, now_s)
+            if self._crowd.is_on:
+                self._crowd.tick(self._local.factor, now_s)
+            self._crowd.meet()
         self._react(now_s, "time passed")
 
     def wake(self, now_s: float) -> None:
         """Goes on with an election whose phase ended."""
         self._react(now_s, "an election phase ended")
 
+    # --- what the crowd does to the table ---------------------------------------------------------
+
+    @property
+    def here(self) -> frozenset[PeerId]:
+        return self._here
+
+    @property
+    def circle(self) -> frozenset[PeerId]:
+        return self._circle.members
+
+    @property
+    def own_record(self) -> Record:
+        return Record(self.table.me, self._started_as, 0.0)
+
+    @property
+    def news_epoch(self) -> Epoch | None:
+        now = self._situation()
+        return now.ballot.accepted if now.leader is not None else None
+
+    def hear_of(self, peer: PeerId, incarnation: int, now_s: float) -> None:
+        """A sign of life of a member that is known already."""
+        record = self.table.records.get(peer)
+        if record is not None:
+            member = record.member
+            claim = Claim(peer, member.name, incarnation, record.started_as, member.address)
+            self._apply(membership.hear(self.table, claim, now_s), now_s)
+            self._crowd.heard(peer, incarnation, now_s)
+
+    def learn(self, rumour: Rumour, now_s: float) -> None:
+        if rumour.peer == self.table.me.peer:
+            self._raise(membership.refute_rumour(self.table, rumour))
+        else:
+            self._apply(membership.learn(self.table, rumour, now_s), now_s)
+
+    def accuse(self, peer: PeerId, reason: str, now_s: float) -> None:
+        me = self.table.me.peer
+        self._apply(membership.suspect(self.table, peer, reason), now_s)
+        record = self.table.records[peer]
+        if record.member.health is Health.SUSPECT:  # by others before us, perhaps: we confirm
+            self._crowd.accused(peer, record.member.incarnation, me, now_s)
+            self._crowd.spread(membership.rumour_of(record, me))
+
+    def bury(self, peer: PeerId, reason: str, now_s: float) -> None:
+        self._apply(membership.bury(self.table, peer, reason), now_s)
+
+    def follow(self, epoch: Epoch, now_s: float) -> None:
+        """Some of a crowd follow this epoch: so do we, unless we are among those who elect."""
+        if not self._crowd.is_on or epoch.leader not in self._here:
+            return
+        if self._heard_epoch is None or epoch > self._heard_epoch:
+            self._heard_epoch = epoch
+            self._redraw(now_s)
+        if self._circle.is_hearsay and not self._leadership.follow(epoch, now_s):
+            # What we voted for or followed before binds us; its leader can go above that.
+            self._pleading = self._situation().leader is None
+            if self._pleading:
+                self._crowd.need(epoch.leader, now_s)
+
     # --- membership ------------------------------------------------------------------------------
 
     def _hear(self, hello: Hello, incarnation: int, address: Address | None, now_s: float) -> None:
         claim = Claim(hello.peer, hello.name, incarnation, hello.started_as, address)
-        self._apply(membership.hear(self._table, claim, now_s), now_s)
+        self._apply(membership.hear(self.table, claim, now_s), now_s)
+        self._crowd.heard(hello.peer, incarnation, now_s)
 
     def _judge(self, peer: PeerId, now_s: float) -> None:
-        record = self._table.records[peer]
+        record = self.table.records.get(peer)
+        if record is None or not record.member.is_here:
+            return
+        if self._crowd.is_on and peer not in self._beats.latest:
+            return  # an elector that we have not met as one: pings find out about it
         silence_s = now_s - record.heard_s
         confirmed_by: frozenset[PeerId] = frozenset()
         most_hold_it_dead = False
         if silence_s >= DEAD_CONFIRMED_S:
-            incarnation, others = record.member.incarnation, self._table.here - {peer}
+            incarnation, others = record.member.incarnation, self._circle.members - {peer}
             confirmed_by = self._beats.accusers(peer, incarnation, others)
             sure = self._beats.accusers(peer, incarnation, others, of=(Health.DEAD,))
             most_hold_it_dead = 2 * len(sure) > len(others) - 1  # this device is no witness
@@ -229,23 +366,31 @@ class Core:
             most_hold_it_dead=most_hold_it_dead,
         )
         if verdict.health is Health.DEAD:
-            self._apply(membership.bury(self._table, peer, verdict.reason), now_s)
-        elif verdict.health is Health.SUSPECT:
-            self._apply(membership.suspect(self._table, peer, verdict.reason), now_s)
+            self.bury(peer, verdict.reason, now_s)
+        elif verdict.health is Health.SUSPECT and record.member.health is Health.ALIVE:
+            self.accuse(peer, verdict.reason, now_s)
+            self._crowd.ping(peer, now_s)
 
     def _take_sightings(
         self, sightings: tuple[Sighting, ...], teller: PeerId | None = None
     ) -> None:
-        me = self._table.me
-        raised = membership.refute(self._table, sightings)
-        if raised is not None and self._save(replace(self._stored, incarnation=raised)):
-            self._table = replace(self._table, me=replace(me, incarnation=raised))
-            self._beat_due = True
+        me = self.table.me
+        raised = membership.refute(self.table, sightings)
+        if raised is not None:
+            self._raise(raised)
         elif any(s.peer == me.peer and s.health is Health.SUSPECT for s in sightings) and teller:
             self._do(Tell(teller, self.beat()))  # a sign of life is all it needs
 
+    def _raise(self, incarnation: int | None) -> None:
+        """Our own, to contradict what is said of us; only what is on disk counts."""
+        if incarnation is not None and self._disk.raise_to(incarnation):
+            self.table = replace(self.table, me=replace(self.table.me, incarnation=incarnation))
+            self._is_stale = True
+            self._beat_due = True
+            self._crowd.spread(membership.rumour_of(self.own_record))
+
     def _apply(self, outcome: membership.Outcome, now_s: float) -> None:
-        self._table, change = outcome
+        self.table, change = outcome
         if change is None:
             return
         for event in events_of(change, now_s):
@@ -255,54 +400,75 @@ class Core:
             case ChangeKind.DIED | ChangeKind.LEFT | ChangeKind.RESTARTED:
                 self._beats = self._beats.without(peer)
                 self._beat_due = True
-                gone = Forget if change.kind is ChangeKind.RESTARTED else Cut
-                self._do(gone(peer, change.reason))
+                if change.kind is ChangeKind.RESTARTED:
+                    self._do(Forget(peer, change.reason))
+                else:
+                    self.linked.discard(peer)
+                    self._do(Cut(peer, change.reason))
             case ChangeKind.REFUTED:
                 silence_s = now_s - change.before.heard_s if change.before else 0.0
                 if silence_s >= SUSPECT_AFTER_S:  # we accused an innocent device
                     self._local = suspicion.worsen(self._local, now_s)
             case ChangeKind.SUSPECTED | ChangeKind.JOINED | ChangeKind.UPDATED:
                 pass
-        self._remember(change.record.member)
+        self._is_stale = True
+        self._pass_on(change)
+        few = not self._crowd.is_on
+        if few or peer in self.linked:
+            self._disk.meet(change.record.member, few=few)
 
-    def _remember(self, member: Member) -> None:
-        if member.address is None:
+    def _pass_on(self, change: membership.Change) -> None:
+        """To the crowd: all but suspicions, which travel with their accusers, and what clears one
+        here alone.
+        """
+        if change.kind is ChangeKind.SUSPECTED:
             return
-        known = KnownPeer(member.peer, member.name, member.address)
-        if known not in self._stored.peers:
-            others = [peer for peer in self._stored.peers if peer.peer != member.peer]
-            self._save(replace(self._stored, peers=(known, *others[: MAX_MEMBERS - 1])))
+        before, record = change.before, change.record
+        self._crowd.cleared(record.member.peer)
+        raised = before is None or before.member.incarnation < record.member.incarnation
+        if raised or change.kind is not ChangeKind.REFUTED:
+            self._crowd.spread(membership.rumour_of(record))
+
+    def _redraw(self, now_s: float) -> None:
+        """The members changed: who they are, and with whom we exchange beats."""
+        self._here = self.table.here
+        self._crowd.count(len(self._here))
+        epochs = (self._leadership.ballot.accepted, self._heard_epoch)
+        leaders = [epoch.leader for epoch in epochs if epoch is not None]
+        before = self._circle.members
+        self._circle.draw(self._here, leaders, crowd=self._crowd.is_on)
+        for peer in sorted(self._circle.members - before):  # its silence counts from now on
+            self._beats = self._beats.without(peer)
+            self.table = membership.listen(self.table, peer, now_s)
+        members = self.table.members
+        if members != self._members:  # kept as they are, so that a view that is the same shows it
+            self._members = members
+        self._is_stale = False
 
     def _situation(self) -> Situation:
-        return self._leadership.situation(self._table.here, self._beats.latest)
+        here, hearsay = self._here, self._circle.is_hearsay
+        if self._crowd.is_on and not hearsay:
+            here = self._circle.members | (frozenset(self._beats.latest) & here)
+        return self._leadership.situation(here, self._beats.latest, hearsay=hearsay)
 
     def _react(self, now_s: float, reason: str) -> None:
         """What follows from an input: elections, and a new view if anything in it changed."""
+        if self._is_stale:
+            self._redraw(now_s)
         self._leadership.advance(self._situation(), now_s)
-        view = replace(
-            self.view,
-            members=self._table.members,
-            epoch=self._leadership.ballot.accepted,
-            leader=self._situation().leader,
-        )
-        if view != self.view:
+        if self._leadership.ballot.accepted != self.view.epoch:
+            self._crowd.epoch_changed()
+            self._redraw(now_s)
+        epoch, leader = self._leadership.ballot.accepted, self._situation().leader
+        self._pleading = self._pleading and leader is None
+        view = replace(self.view, members=self._members, epoch=epoch, leader=leader)
+        if view.members is not self.view.members or (epoch, leader) != (
+            self.view.epoch,
+            self.view.leader,
+        ):
             self.view = replace(view, version=view.version + 1)
             self._do(Emit(ViewChanged(now_s, reason, self.view)))
+        self._crowd.flush(now_s)
 
     def _do(self, effect: Effect) -> None:
         self._effects.append(effect)
-
-    def _save_ballot(self, ballot: Ballot) -> bool:
-        return self._save(replace(self._stored, ballot=ballot))
-
-    def _save(self, state: StoredState) -> bool:
-        """False if the disk refuses: then what the state was for must not happen."""
-        if state == self._stored:
-            return True
-        try:
-            self._store.save(state)
-        except ConfigError as error:
-            _log.warning("%s", error)
-            return False
-        self._stored = state
-        return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mesh.events import Event
-from mesh.ids import PeerId
+from mesh.ids import Address, PeerId
 from mesh.messages import Message
 
 
@@ -38,4 +38,12 @@ class Forget:
     reason: str
 
 
-Effect = Tell | Emit | Cut | Forget
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """A link to `peer` is wanted, which was last seen at `address`."""
+
+    peer: PeerId
+    address: Address
+
+
+Effect = Tell | Emit | Cut | Forget | Dial

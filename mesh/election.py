@@ -54,6 +54,7 @@ class Situation:
     leads: bool  # this device acts as the leader of the epoch it accepted
     here: frozenset[PeerId]  # alive and suspected, this device included
     beats: Mapping[PeerId, Beat]  # the latest of each peer that is here
+    is_hearsay: bool = False  # one of a crowd that gets no beats, and follows whom others follow
 
     @property
     def leader(self) -> PeerId | None:
@@ -63,6 +64,8 @@ class Situation:
             return None
         if accepted.leader == self.me:
             return self.me if self.leads else None
+        if self.is_hearsay:
+            return accepted.leader if accepted.leader in self.here else None
         beat = self.beats.get(accepted.leader)
         return accepted.leader if beat and beat.leads and beat.epoch == accepted else None
 
@@ -115,6 +118,8 @@ Settlement = Accept | GiveWay | StepDown
 
 def settle(now: Situation) -> Settlement | None:
     """What the beats alone decide, without a vote."""
+    if now.is_hearsay:
+        return None
     return _settle_leader(now) if now.leads else _settle_follower(now)
 
 
@@ -171,6 +176,8 @@ def answer(now: Situation, candidate: PeerId, request: VoteRequest) -> Vote:
 
 
 def _refusal(now: Situation, candidate: PeerId, request: VoteRequest) -> str | None:
+    if now.is_hearsay:
+        return "so many devices leave elections to a few, and I am not one of them"
     leader = now.leader or now.rival
     if leader is not None:
         return f"{leader.short} leads and is alive"
@@ -214,7 +221,7 @@ def stand(
     now: Situation, candidacy: Candidacy, now_s: float, wait_s: float
 ) -> tuple[Candidacy, Ask | Accept | None]:
     """The next step of our candidacy; `wait_s` is the delay to use if one begins now."""
-    if now.leader is not None or now.rival is not None:
+    if now.is_hearsay or now.leader is not None or now.rival is not None:
         return Candidacy(), None
     floor = max(
         candidacy.floor, now.ballot.floor, *(ballot_of(b).floor for b in now.beats.values())

@@ -111,6 +111,13 @@ class Hints:
                 target.failures = 0
                 target.wake.set()
 
+    def release(self, peer: PeerId) -> None:
+        """`peer` is dialled no more; a link with it lives on."""
+        for address, target in list(self._targets.items()):
+            if target.peer == peer:
+                del self._targets[address]
+                target.wake.set()
+
     def is_own(self, address: Address) -> None:
         """Never dial `address` again: it is this device."""
         self._own.add(address)

@@ -13,7 +13,7 @@ UUID_HEX = 32
 
 
 def _checked_hex(text: str, length: int, what: str) -> str:
-    if len(text) != length or any(c not in "0123456789abcdef" for c in text):
+    if len(text) != length or text.strip("0123456789abcdef"):  # what is left is none of these
         raise BadId(f"{what} must be {length} lower-case hexadecimal digits, got {text[:80]!r}")
     return text
 

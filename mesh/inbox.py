@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mesh.control_link import ControlLink
 from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.hints import Hints
+from mesh.ids import PeerId
 from mesh.messages import (
+    Ack,
     Beat,
+    Digest,
+    Found,
     Health,
     Hello,
     Lead,
     Leave,
     Message,
+    News,
     Notice,
-    Probe,
+    Page,
+    Park,
+    Ping,
     Reply,
     Request,
+    Seek,
     Sighting,
     Vote,
     VoteRequest,
+    Want,
     Yield,
     encode_message,
 )
@@ -32,13 +43,21 @@ class Inbox:
     """Takes a message without ever waiting; what takes time runs in a task of the node."""
 
     def __init__(
-        self, core: Core, requests: Requests, hints: Hints, links: ControlLinks, nursery: Nursery
+        self,
+        core: Core,
+        requests: Requests,
+        hints: Hints,
+        links: ControlLinks,
+        nursery: Nursery,
+        is_used: Callable[[PeerId], bool],
     ) -> None:
+        """`is_used`: whether the link with a peer should stay."""
         self._core = core
         self._requests = requests
         self._hints = hints
         self._links = links
         self._nursery = nursery
+        self._is_used = is_used
 
     def take(self, link: ControlLink, message: Message, now_s: float) -> None:
         """Raises ProtocolError for a message that has no place here."""
@@ -47,8 +66,14 @@ class Inbox:
                 link.incarnation = max(link.incarnation, message.incarnation)
                 self._core.take_beat(link.hello, reachable(link), message, now_s)
                 self.learn(message.sightings, now_s)
-            case Probe():
-                link.post_beat(encode_message(self._core.beat()))
+            case Ping() | Ack():
+                link.incarnation = max(link.incarnation, message.incarnation)
+                self._core.take_crowded(link.peer, message, now_s)
+            case News() | Seek() | Found() | Digest() | Want() | Page():
+                self._core.take_crowded(link.peer, message, now_s)
+            case Park():
+                if not self._is_used(link.peer) and self._links.close(link.peer, "parked"):
+                    self._core.parked(link.peer)
             case Leave(incarnation):
                 self._core.take_leave(link.peer, incarnation, now_s)
             case Hello():
@@ -60,7 +85,11 @@ class Inbox:
                 self._take_request(link, message)
 
     def learn(self, sightings: tuple[Sighting, ...], now_s: float) -> None:
-        """Addresses that a peer knows; of one it holds alive, the news may be fresh."""
+        """Addresses that a peer knows; of one it holds alive, the news may be fresh. In a crowd
+        nobody has links with all.
+        """
+        if self._core.is_crowd:
+            return
         for sighting in sightings:
             if sighting.address is not None and sighting.health is Health.ALIVE:
                 self._hints.add(sighting.address, sighting.peer, now_s)

@@ -54,9 +54,11 @@ class Leadership:
     def start(self, now_s: float) -> None:
         self._ready_s = now_s + JOIN_WINDOW_S
 
-    def situation(self, here: frozenset[PeerId], beats: Mapping[PeerId, Beat]) -> Situation:
+    def situation(
+        self, here: frozenset[PeerId], beats: Mapping[PeerId, Beat], *, hearsay: bool = False
+    ) -> Situation:
         known = {peer: beat for peer, beat in beats.items() if peer in here}
-        return Situation(self._me, self.ballot, self.leads, here, known)
+        return Situation(self._me, self.ballot, self.leads, here, known, hearsay)
 
     def advance(self, now: Situation, now_s: float) -> None:
         """All that follows from the situation: what beats settle, then our own candidacy."""
@@ -83,6 +85,13 @@ class Leadership:
         if action is not None and message.epoch.leader == peer:
             self._accept(action, now_s)
         self.changed = True
+
+    def follow(self, epoch: Epoch, now_s: float) -> bool:
+        """Others of a crowd follow `epoch`; whether we do now, or did before."""
+        if self.ballot.accepted == epoch:
+            return True
+        words = f"others follow {epoch.leader.short}"
+        return self.ballot.allows(epoch) and self._accept(Accept(epoch, words), now_s)
 
     def raise_epoch(self, reason: str, now_s: float) -> Epoch | None:
         """Our next epoch, if we lead; None if not, or if it could not be made to last."""

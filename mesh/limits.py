@@ -35,7 +35,10 @@ FRAMES_PER_ACK: Final = FRAMES_IN_FLIGHT // 2  # the other half is on its way me
 ACK_DELAY_S: Final = 0.2  # for fewer: each acknowledgement wakes both ends, and nobody waits for it
 
 # --- mesh ----------------------------------------------------------------------------------------
-MAX_MEMBERS: Final = 64  # all-to-all heartbeats are meant for 16; this is where we refuse
+MAX_MEMBERS: Final = 1024  # a view of them travels in 16 pages; beyond, we refuse in words
+MAX_TENSOR_PEERS: Final = 64  # whom one device exchanges tensors with; plans use far fewer
+MAX_SIGHTINGS: Final = 64  # in a beat or a greeting: 40 KB with the longest names
+MAX_REMEMBERED: Final = 64  # addresses on disk: enough to find a home again, quick to write
 MAX_CANDIDATES: Final = 64  # mDNS hints kept
 MAX_DIALS_PER_S: Final = 10  # to addresses that never worked: anybody may announce a thousand
 MAX_DIALS_AT_ONCE: Final = 20  # of them, after a quiet time: a whole home that starts together
@@ -101,6 +104,32 @@ LATE_TICK_S: Final = 0.25  # our own loop was this late: distrust ourselves a li
 SLEPT_S: Final = 1.0  # our own tick was this late: we were stopped or asleep, accuse nobody
 MAX_LOCAL_HEALTH: Final = 4  # timeouts x (1 + score)
 HEALTH_DECAY_S: Final = 2.0  # a point of distrust in ourselves is forgiven after this long
+
+# --- who is here, with many devices --------------------------------------------------------------
+FEW_MEMBERS: Final = 16  # up to here everybody beats everybody; above, members are probed
+FEW_AGAIN: Final = 12  # below this all-to-all again: no turning back and forth at the border
+ELECTORS: Final = 15  # of many devices these beat each other and elect; odd, so that halves differ
+NEIGHBOURS: Final = 6  # links that each device dials; it is dialled as often, so it holds about 12
+PING_EVERY_S: Final = 1.0  # 12 neighbours each ping one of 12: a member is pinged once a second
+PING_TIMEOUT_S: Final = 0.5  # for the answer; then others are asked to look
+RELAY_TIMEOUT_S: Final = 1.0  # for those others: a dial, a handshake and an answer
+RELAYS: Final = 3  # who look for a member that does not answer us: our own link may be the cause
+SUSPICION_S: Final = 1.5  # x log10 of the members: rumours need that much longer to get around
+SUSPICION_SPREAD: Final = 3.0  # an accusation that nobody confirms waits so many times longer
+CONFIRMATIONS: Final = 3  # other accusers after whom it waits no longer than it must
+GOSSIP_FANOUT: Final = 3  # neighbours told at a time: 1,000 devices in seven hops
+GOSSIP_PAUSE_S: Final = 0.1  # between two tellings of a storm: what comes meanwhile goes together
+TELLINGS: Final = 4  # x log10 of the members: how often each device passes a rumour on
+MAX_RUMOURS: Final = 32  # in one message: 20 KB with the longest names
+MAX_WAITING_RUMOURS: Final = 2048  # two for each member; the oldest is dropped first
+MAX_PAGE: Final = 64  # members in one page of a view
+SYNC_EVERY_S: Final = 30.0  # views are compared with a neighbour's: what gossip missed
+SYNC_TIMEOUT_S: Final = 2.0  # for the next page; then another neighbour is asked
+SWAP_EVERY_S: Final = 20.0  # one neighbour is given up for another, so that no corner is forgotten
+KEEP_LINK_S: Final = 10.0  # a link that nothing needs is parked after this long
+NEED_LINK_S: Final = 60.0  # one that a request went over: more of them are likely to follow
+RETURN_EVERY_S: Final = 0.1  # per member: how often a device looks for one of the gone; 10 a second
+# in the whole home, however many devices there are
 
 # --- links ---------------------------------------------------------------------------------------
 BACKOFF_MIN_S: Final = 0.25

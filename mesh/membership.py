@@ -7,13 +7,13 @@ a sign of life clears a suspicion. No clock, no network, no chance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mesh.ids import Address, Epoch, PeerId
-from mesh.limits import MAX_MEMBERS
-from mesh.messages import Health, Sighting
+from mesh.limits import MAX_MEMBERS, MAX_SIGHTINGS
+from mesh.messages import Health, Rumour, Sighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,13 @@ class Membership:
         others = (record.member for record in self.records.values())
         return tuple(sorted((self.me, *others), key=lambda member: member.peer))
 
-    @property
-    def sightings(self) -> tuple[Sighting, ...]:
-        """What the others are told; of the gone only the newest, so that a beat stays small."""
-        told = sorted(self.records.values(), key=lambda r: (not r.member.is_here, -r.heard_s))
-        members = (record.member for record in told[:MAX_MEMBERS])
+    def sightings(self, of: Collection[PeerId] | None = None) -> tuple[Sighting, ...]:
+        """What the others are told, of these or of all; of the gone only the newest, so that a
+        beat stays small.
+        """
+        chosen = (r for peer, r in self.records.items() if of is None or peer in of)
+        told = sorted(chosen, key=lambda r: (not r.member.is_here, -r.heard_s))
+        members = (record.member for record in told[:MAX_SIGHTINGS])
         return tuple(
             Sighting(member.peer, member.name, member.incarnation, member.health, member.address)
             for member in members
@@ -186,6 +188,56 @@ def refute(table: Membership, sightings: tuple[Sighting, ...]) -> int | None:
     return None
 
 
+def refute_rumour(table: Membership, rumour: Rumour) -> int | None:
+    """The same in a crowd, where a sign of life does not reach all: it refutes a suspicion too."""
+    if rumour.peer != table.me.peer or rumour.incarnation < table.me.incarnation:
+        return None
+    alive_as_known = rumour.health is Health.ALIVE and rumour.incarnation == table.me.incarnation
+    return None if alive_as_known else rumour.incarnation + 1
+
+
+def learn(table: Membership, rumour: Rumour, now_s: float) -> Outcome:
+    """What one device says of another, which is not this one. Of the gone, only whom we knew."""
+    before = table.records.get(rumour.peer)
+    if rumour.health is Health.ALIVE:
+        is_news = before is None or rumour.incarnation > before.member.incarnation
+        return hear(table, _claim(rumour), now_s) if is_news else (table, None)
+    if before is None:
+        return table, None
+    if not before.member.is_here or rumour.incarnation < before.member.incarnation:
+        return table, None
+    if rumour.health is Health.LEFT:
+        return depart(table, rumour.peer, rumour.incarnation)
+    told = replace(before, member=replace(before.member, incarnation=rumour.incarnation))
+    if rumour.health is Health.DEAD:
+        return bury(_put(table, told), rumour.peer, "others hold it dead")
+    by = rumour.by.short if rumour.by is not None else "others"
+    return suspect(_put(table, told), rumour.peer, f"accused by {by}")
+
+
+def rumour_of(record: Record, by: PeerId | None = None) -> Rumour:
+    """What this device says of a member; `by` accuses it. A suspect that nobody is said to accuse
+    is told of as alive.
+    """
+    member = record.member
+    health = Health.ALIVE if member.health is Health.SUSPECT and by is None else member.health
+    return Rumour(
+        member.peer,
+        member.name,
+        member.incarnation,
+        record.started_as,
+        health,
+        member.address,
+        by,
+    )
+
+
+def listen(table: Membership, peer: PeerId, now_s: float) -> Membership:
+    """From now on this device should hear of `peer` regularly."""
+    record = table.records.get(peer)
+    return table if record is None else _put(table, replace(record, heard_s=now_s))
+
+
 def forgive(table: Membership, gap_s: float) -> Membership:
     """Takes time in which we did not run off everybody's silence."""
     records = {
@@ -193,6 +245,10 @@ def forgive(table: Membership, gap_s: float) -> Membership:
         for peer, record in table.records.items()
     }
     return replace(table, records=records)
+
+
+def _claim(rumour: Rumour) -> Claim:
+    return Claim(rumour.peer, rumour.name, rumour.incarnation, rumour.started_as, rumour.address)
 
 
 def _alive(claim: Claim, now_s: float) -> Record:

@@ -63,14 +63,87 @@ class Beat:
     voted: Epoch | None  # its last vote: it accepts no other epoch at or below that counter
     followers: int  # devices that accepted the sender's epoch, as it sees them, itself included
     loop_lag_s: float
+    expects: bool  # the sender judges the receiver's silence, so it wants beats back
     sightings: tuple[Sighting, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Asks for a beat now."""
+class Rumour:
+    """What is said of one member, passed on from device to device."""
 
-    sequence: int
+    peer: PeerId
+    name: str
+    incarnation: int
+    started_as: int
+    health: Health
+    address: Address | None
+    by: PeerId | None  # of a suspicion: who first had it
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Rumours, and the epoch that the sender follows, if its leader is here."""
+
+    rumours: tuple[Rumour, ...]
+    epoch: Epoch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? Answered with an Ack of the same number."""
+
+    number: int
+    incarnation: int
+    news: News
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    number: int
+    incarnation: int
+    news: News
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """The sender has no answer of `peer`: does the receiver get one?"""
+
+    peer: PeerId
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The answer to Seek, if there is one: the sender just heard `peer`."""
+
+    peer: PeerId
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The sender's view in a few bytes; whoever has another asks for pages."""
+
+    members: int
+    mark: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Asks for the page of the receiver's view that begins after `after`."""
+
+    after: PeerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    rumours: tuple[Rumour, ...]  # ordered by peer
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """The sender has no use for this link; the receiver closes it, unless it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +206,28 @@ class Notice:
     body: Any
 
 
+Crowded = News | Ping | Ack | Seek | Found | Digest | Want | Page  # what `crowd` takes
+
 Message = (
-    Hello | Beat | Probe | Leave | VoteRequest | Vote | Lead | Yield | Request | Reply | Notice
+    Hello
+    | Beat
+    | Leave
+    | VoteRequest
+    | Vote
+    | Lead
+    | Yield
+    | News
+    | Ping
+    | Ack
+    | Seek
+    | Found
+    | Digest
+    | Want
+    | Page
+    | Park
+    | Request
+    | Reply
+    | Notice
 )
 
 

@@ -17,7 +17,7 @@ from mesh.control_link import ControlLink
 from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.door import Door
-from mesh.effects import Cut, Emit, Forget, Tell
+from mesh.effects import Cut, Dial, Emit, Forget, Tell
 from mesh.errors import LinkClosed, NoLeader
 from mesh.events import Event, LinkDown, LinkUp, Refused
 from mesh.hints import Hints
@@ -25,11 +25,12 @@ from mesh.ids import Address, Epoch, PeerId
 from mesh.inbox import Inbox
 from mesh.limits import (
     BEAT_INTERVAL_S,
+    KEEP_LINK_S,
     LEAVE_TIMEOUT_S,
     TICK_S,
 )
 from mesh.membership import View
-from mesh.messages import Leave, Message, encode_message
+from mesh.messages import Leave, Message, Park, encode_message
 from mesh.nursery import Nursery
 from mesh.requests import NoticeHandler, RequestHandler, Requests
 from mesh.state_store import KnownPeer, StateStore
@@ -74,11 +75,14 @@ class Node:
             self._link_up,
             self._take,
             self._link_down,
+            self._link_parked,
         )
         self._door = Door(transport, self._links, self._nursery, self._refused, self._stranger)
         self._hints = Hints(me, rng, self._nursery, self._door.attempt, self._links.has)
         self._requests = Requests(me, self._send)
-        self._inbox = Inbox(self._core, self._requests, self._hints, self._links, self._nursery)
+        self._inbox = Inbox(
+            self._core, self._requests, self._hints, self._links, self._nursery, self._is_used
+        )
         self._early_hints: list[tuple[Address, PeerId | None]] = []
         self._subscribers = Subscribers()
         self._started = asyncio.Event()
@@ -130,7 +134,7 @@ class Node:
         """A device may be listening there; it is dialled until it is linked, politely."""
         if not self._started.is_set():
             self._early_hints.append((address, peer))
-        else:
+        elif peer is None or not (self._core.is_crowd and self.view.is_here(peer)):
             self._hints.add(address, peer, self._now_s)
 
     async def leave(self) -> None:
@@ -209,20 +213,39 @@ class Node:
                     self._look_for(peer)
                 case Forget(peer, reason):
                     self._requests.fail(peer, f"{peer.short}: {reason}")
+                case Dial(peer, address):
+                    self._hints.add(address, peer, self._now_s)
         if self._core.take_beat_due():
             self._send_beats()
         self._set_wake()
 
     def _tell(self, peer: PeerId | None, message: Message) -> None:
         data = encode_message(message)
-        for link in self._links.all:
-            if peer in (None, link.peer):
+        if peer is None:
+            for link in self._links.all:
                 link.post(data)
+        elif (link_to := self._links.find(peer)) is not None:
+            link_to.post(data)
 
     def _send_beats(self) -> None:
-        data = encode_message(self._core.beat())
+        expected, asking = self._core.beaten(self._now_s)
+        for peers, expects in ((expected, True), (asking, False)):
+            links = [link for link in self._links.all if link.peer in peers]
+            data = encode_message(self._core.beat(expects=expects)) if links else b""
+            for link in links:
+                link.post_beat(data)
+
+    def _park_links(self) -> None:
+        """Asks for the end of the links that we dialled and have no more use for."""
         for link in self._links.all:
-            link.post_beat(data)
+            is_old = self._now_s - link.since_s > KEEP_LINK_S
+            if is_old and link.channel.dialled and not self._is_used(link.peer):
+                self._hints.release(link.peer)
+                link.park(self._now_s)
+                link.post(encode_message(Park()))
+
+    def _is_used(self, peer: PeerId) -> bool:
+        return self._core.keeps(peer) or self._requests.is_busy_with(peer)
 
     def _set_wake(self) -> None:
         when_s = self._core.wake_s
@@ -247,6 +270,7 @@ class Node:
             self._carry_out()
             if now_s >= beat_s:
                 self._send_beats()
+                self._park_links()
                 beat_s = now_s + BEAT_INTERVAL_S - TICK_S / 2
             due_s = max(due_s, now_s - TICK_S)
 
@@ -274,9 +298,21 @@ class Node:
         self._requests.fail(peer, f"{peer.short}: {reason}")
         self._carry_out()
 
+    def _link_parked(self, peer: PeerId) -> None:
+        """By one of its two ends, and neither misses it."""
+        self._subscribers.tell(LinkDown(self._now_s, "it was of no use", peer))
+        self._core.parked(peer)
+        self._requests.fail(peer, f"{peer.short}: the link was parked")
+        self._carry_out()
+
     def _look_for(self, peer: PeerId) -> None:
-        """Dials where the peer was; one that always came to us is looked for all the same."""
+        """Dials where the peer was; one that always came to us is looked for all the same. The
+        gone of a crowd are looked for by turns, by all.
+        """
         member = self.view.find(peer)
+        if self._core.is_crowd and (member is None or not member.is_here):
+            self._hints.release(peer)
+            return
         if member is not None and member.address is not None:
             self._hints.add(member.address, peer, self._now_s)
         self._hints.lost(peer, self._now_s)
@@ -289,5 +325,7 @@ class Node:
         """Brings a request or notice to its link; raises LinkClosed if the peer is gone."""
         if not self.view.is_here(peer):
             raise LinkClosed(f"{peer.short} is not here")
+        self._core.needs(peer, self._now_s)
+        self._carry_out()
         link = await self._links.wait(peer)
         await link.send(data)

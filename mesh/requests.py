@@ -100,6 +100,11 @@ class Requests:
         if asked == peer and future is not None and not future.done():
             future.set_result(reply)
 
+    def is_busy_with(self, peer: PeerId) -> bool:
+        """Whether a question is open, of ours or of the peer's."""
+        asked = any(other == peer for other, _ in self._waiting.values())
+        return asked or self._running[peer] > 0
+
     def fail(self, peer: PeerId, reason: str) -> None:
         """Nothing will come from this process of `peer` any more."""
         for asked, future in self._waiting.values():

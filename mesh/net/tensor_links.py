@@ -19,7 +19,7 @@ from mesh.ids import Address, PeerId
 from mesh.limits import (
     ACK_DELAY_S,
     HELLO_TIMEOUT_S,
-    MAX_MEMBERS,
+    MAX_TENSOR_PEERS,
     PROBE_BUDGET_S,
     REDIAL_MAX_S,
     REDIAL_MIN_S,
@@ -262,7 +262,7 @@ class TensorLinks:
         link = self._links.get(peer)
         if link is None:
             idle = [other for other, known in self._links.items() if known.idle]
-            for other in idle[: max(0, len(self._links) + 1 - MAX_MEMBERS)]:
+            for other in idle[: max(0, len(self._links) + 1 - MAX_TENSOR_PEERS)]:
                 del self._links[other]
             link = self._links[peer] = Link()
         return link

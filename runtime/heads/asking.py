@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mesh.errors import GenerationFailed, PotluckError, ProtocolError
 from mesh.ids import PeerId, SessionId
-from mesh.limits import MAX_MEMBERS, MAX_TENSOR_BYTES
+from mesh.limits import MAX_TENSOR_BYTES, MAX_TENSOR_PEERS
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Plan, Span
 from runtime.assembly import Assembly, assembly_for
@@ -44,7 +44,7 @@ class Asking:
         self._outbox = outbox
         self._loop = asyncio.get_running_loop()
         self._answers: Mailbox[Key, list[Tell]] = Mailbox(
-            MAX_MEMBERS, MAX_TENSOR_BYTES, worker.chores
+            MAX_TENSOR_PEERS, MAX_TENSOR_BYTES, worker.chores
         )
         self._asked: dict[PeerId, _Asked] = {}  # of the last question
         self._count = 0

@@ -14,7 +14,7 @@ from mesh.state_store import MemoryStore
 ME, YOU, THIRD = (PeerId(digit * 64) for digit in "abc")
 HERE = Address("10.0.0.1", 8478)
 THERE = Address("10.0.0.2", 8478)
-BEAT = Beat(1, 1, None, False, False, None, 1, 0.0, ())
+BEAT = Beat(1, 1, None, False, False, None, 1, 0.0, True, ())
 
 
 def hello(peer: PeerId = YOU) -> Hello:

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.ids import Address, PeerId
-from mesh.limits import MAX_MEMBERS
+from mesh.limits import MAX_MEMBERS, MAX_SIGHTINGS
 from mesh.membership import (
     ChangeKind,
     Claim,
@@ -110,8 +110,8 @@ def test_the_longest_gone_are_forgotten_and_the_living_are_not() -> None:
         table, _ = bury(table, peer, "gone")
     assert len(table.records) == 2 * MAX_MEMBERS
     assert YOU in table.here
-    assert len(table.sightings) == MAX_MEMBERS
-    assert table.sightings[0].peer == YOU
+    assert len(table.sightings()) == MAX_SIGHTINGS
+    assert table.sightings()[0].peer == YOU
 
 
 STEPS = st.lists(

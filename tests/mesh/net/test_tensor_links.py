@@ -15,9 +15,9 @@ from mesh.limits import (
     FRAMES_IN_FLIGHT,
     FRAMES_PER_ACK,
     MAX_HEADER_BYTES,
-    MAX_MEMBERS,
     MAX_PROBE_BYTES,
     MAX_TENSOR_FRAME_BYTES,
+    MAX_TENSOR_PEERS,
     TENSOR_TILE_BYTES,
 )
 from mesh.net.server import WebsocketServer
@@ -535,11 +535,11 @@ async def test_a_device_without_a_handler_refuses_frames_in_words():
 
 async def test_peers_of_the_past_are_forgotten():
     async with device(SECRET) as one, device(SECRET) as two:
-        for number in range(2 * MAX_MEMBERS):
+        for number in range(2 * MAX_TENSOR_PEERS):
             peer = PeerId(f"{number:064x}")
             await one.links.connect(peer, two.address)
             await one.links.disconnect(peer)
-        assert len(one.links._links) <= MAX_MEMBERS
+        assert len(one.links._links) <= MAX_TENSOR_PEERS
 
 
 def test_probes_are_a_kind_of_their_own():
