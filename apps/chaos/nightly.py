@@ -31,7 +31,6 @@ SOAK_S: Final = 3600
 SIEGE_PAIRS: Final = 5
 SEEDS: Final = 5000
 FUZZ_MIN: Final = 30
-SIEGE_PAIRS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ def steps(folder: Path, share: float) -> Iterator[Step]:
     yield Step("seeds", (*chaos, "--seeds", _part(SEEDS, share)))
     minutes = f"{FUZZ_MIN * share:.2f}"
     yield Step("fuzz", ("-m", "tests.fuzz", "--minutes", minutes))
-    yield Step("siege", ("-m", "tests.siege", "--pairs", _part(SIEGE_PAIRS, share)))
     for fault in FAULTS:
         runs = _part(MOST.get(fault, OTHERS), share)
         five = ("--devices", "5") if fault == "kill" else ()
