@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Generic, TypeVar
 
 from mesh.errors import GenerationFailed, PotluckError, ProtocolError
@@ -35,8 +35,7 @@ class Mailbox(Generic[K, T]):
         self._bytes = 0
         self._over: PotluckError | None = None
         self._changed = chores.changed if chores is not None else threading.Condition()
-        self._comings = 0  # how often something has come
-        self._looked = 0  # the same, at the last look
+        self._wanted: Sequence[Sequence[K]] = ()  # what is waited for: all of one of these
 
     def put(self, key: K, letter: T, size_bytes: int) -> None:
         """Raises ProtocolError for a key whose letter is still here, or where there is no room;
@@ -56,7 +55,8 @@ class Mailbox(Generic[K, T]):
                 )
             self._letters[key] = (letter, size_bytes)
             self._bytes += size_bytes
-            self._came()
+            if self._found(self._wanted) is not None:
+                self._changed.notify_all()
 
     def fail(self, key: K, error: PotluckError) -> None:
         """Whoever takes this letter gets the error instead."""
@@ -64,38 +64,22 @@ class Mailbox(Generic[K, T]):
             if self._over is None:
                 self._remove(key)
                 self._letters[key] = (error, 0)
-                self._came()
+                self._changed.notify_all()
 
-    def look(self) -> None:
-        """What has come until now has been seen: `wait` waits for more."""
+    def wait(self, wanted: Sequence[Sequence[K]], timeout_s: float, end: K | None = None) -> int:
+        """Until all letters of one of these lists are here; which one, the first where there are
+        several. It wakes for nothing less. Raises as `take` does.
+        """
         with self._changed:
-            self._looked = self._comings
-
-    def has(self, keys: Iterable[K], end: K | None = None) -> bool:
-        """Whether all of these letters are here. Raises as `take` does for its `end`."""
-        with self._changed:
-            self._check(end)
-            return all(key in self._letters for key in keys)
-
-    def wait(self, timeout_s: float, end: K | None = None) -> None:
-        """Until something more has come since the last `look`. Raises as `take` does."""
-        deadline_s = time.monotonic() + timeout_s
-        with self._changed:
-            while self._looked == self._comings:
-                self._wait(deadline_s, timeout_s)
-            self._check(end)
+            return self._await(wanted, timeout_s, end)
 
     def take(self, key: K, timeout_s: float, end: K | None = None) -> T:
         """Waits in the worker's thread until the letter is here. Raises what `abandon` or `fail`
         was called with, for this letter or for one called `end`, which is left here; and
         GenerationFailed when the time is over.
         """
-        deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            self._check(end)
-            while key not in self._letters:
-                self._wait(deadline_s, timeout_s)
-                self._check(end)
+            self._await([[key]], timeout_s, end)
             letter, size_bytes = self._letters.pop(key)
             self._bytes -= size_bytes
         if isinstance(letter, PotluckError):
@@ -114,11 +98,26 @@ class Mailbox(Generic[K, T]):
             self._over = error
             self._letters.clear()
             self._bytes = 0
-            self._came()
+            self._changed.notify_all()
 
-    def _came(self) -> None:
-        self._comings += 1
-        self._changed.notify_all()
+    def _await(self, wanted: Sequence[Sequence[K]], timeout_s: float, end: K | None) -> int:
+        deadline_s = time.monotonic() + timeout_s
+        self._check(end)
+        while (found := self._found(wanted)) is None:
+            self._wanted = wanted
+            try:
+                self._wait(deadline_s, timeout_s)
+            finally:
+                self._wanted = ()
+            self._check(end)
+        return found
+
+    def _found(self, wanted: Sequence[Sequence[K]]) -> int | None:
+        """Which of these lists is here."""
+        for index, keys in enumerate(wanted):
+            if all(key in self._letters for key in keys):
+                return index
+        return None
 
     def _wait(self, deadline_s: float, timeout_s: float) -> None:
         left_s = deadline_s - time.monotonic()

@@ -53,12 +53,8 @@ def interleave(chains: Sequence[Chain], exchange: Exchange, marks: Marks) -> lis
     for index in range(len(chains)):
         go_on(index)
     while needs:
-        exchange.look()
-        for index in sorted(needs, key=lambda one: (steps[one], one)):
-            wanted = needs[index]
-            if marks.done.issuperset(wanted.marks) and exchange.has(wanted.pieces):
-                go_on(index)
-                break
-        else:
-            exchange.wait()
+        able = [index for index in needs if marks.done.issuperset(needs[index].marks)]
+        assert able, "chains that wait for one another never end"
+        able.sort(key=lambda one: (steps[one], one))
+        go_on(able[exchange.wait([needs[index].pieces for index in able])])
     return [results[index] for index in range(len(chains))]

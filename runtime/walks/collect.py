@@ -32,8 +32,8 @@ def collect(
     ]
     mine = own[chosen[exchange.me]]
     targets = others(exchange) if everywhere else [0] if exchange.me else []
-    for to in targets if len(mine) else ():
-        exchange.send(to, numbers.COLLECTED, mine, exact=True)
+    if targets and len(mine):
+        exchange.send(numbers.COLLECTED, dict.fromkeys(targets, mine), exact=True)
     if exchange.me and not everywhere:
         return None
     found = [mine[:0]]

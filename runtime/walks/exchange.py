@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -24,9 +24,9 @@ class Exchange(Protocol):
     def start_pass(self) -> None:
         """Before the pieces of a pass through the layers; a turn may have several."""
 
-    def send(self, to: int, number: int, rows: Tensor, *, exact: bool = False) -> None:
-        """Rows [S, width] on their way, as the link's wire type unless they have to be `exact`.
-        The memory must not be written to afterwards. Never waits.
+    def send(self, number: int, rows: Mapping[int, Tensor], *, exact: bool = False) -> None:
+        """Rows [S, width] on their way to each of those devices, as the link's wire type unless
+        they have to be `exact`. The memory must not be written to afterwards. Never waits.
         """
 
     def take(self, origin: int, number: int, shape: tuple[int, int]) -> Tensor:
@@ -36,16 +36,17 @@ class Exchange(Protocol):
         for too long, or something of another shape; StaleEpoch when a device was lost.
         """
 
-    def look(self) -> None:
-        """Before a round of `has`: what comes from now on, `wait` does not sleep through."""
-
-    def has(self, keys: Iterable[Key]) -> bool:
-        """Whether all of these have come; `take` would not wait. Raises as `take` does."""
-
-    def wait(self) -> None:
-        """Until something more has come since the last `look`. Raises as `take` does."""
+    def wait(self, wanted: Sequence[Sequence[Key]]) -> int:
+        """Until all pieces of one of these lists have come, so that `take` would not wait; which
+        one, the first where there are several. Raises as `take` does.
+        """
 
 
 def others(exchange: Exchange) -> list[int]:
     """The other devices, the next one first, so that not all send to the same one at once."""
     return [(exchange.me + step) % exchange.count for step in range(1, exchange.count)]
+
+
+def to_others(exchange: Exchange, rows: Tensor) -> dict[int, Tensor]:
+    """The same rows for each of the other devices, for `send`."""
+    return dict.fromkeys(others(exchange), rows)

@@ -29,7 +29,7 @@ from runtime.stage import Slice
 from runtime.walks.exchange import Key
 from runtime.walks.order import WIDTH, from_bytes, to_bytes
 from runtime.walks.shared import Shared
-from runtime.walks.turn import Letter, TurnExchange, end_of
+from runtime.walks.turn import Letter, Piece, TurnExchange, end_of
 from runtime.walks.wire import check_packed, numbers_in
 
 _log = logging.getLogger(__name__)
@@ -233,12 +233,16 @@ class Group:
         post = self._poster(turn)
         return Shared(self.stage, TurnExchange(turn, self._me, self._wires, self._letters, post))
 
-    def _poster(self, turn: int) -> Callable[[int, int, DType, Tensor], None]:
+    def _poster(self, turn: int) -> Callable[[Sequence[Piece]], None]:
         loop = asyncio.get_running_loop()
 
-        def post(to: int, number: int, dtype: DType, rows: Tensor) -> None:
-            header = self._header(turn, Kind.PIECE, dtype, rows, number)
-            loop.call_soon_threadsafe(self._send, self._peers[to], header, rows)
+        def send(pieces: Sequence[Piece]) -> None:
+            for to, number, dtype, rows in pieces:
+                header = self._header(turn, Kind.PIECE, dtype, rows, number)
+                self._send(self._peers[to], header, rows)
+
+        def post(pieces: Sequence[Piece]) -> None:
+            loop.call_soon_threadsafe(send, pieces)
 
         return post
 

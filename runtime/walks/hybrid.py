@@ -23,7 +23,7 @@ from runtime.walks import numbers
 from runtime.walks.at import at_rows, sees_all
 from runtime.walks.chains import Chain, Marks, Needs, interleave
 from runtime.walks.collect import collect
-from runtime.walks.exchange import Exchange, others
+from runtime.walks.exchange import Exchange, others, to_others
 from runtime.walks.rows import owners_of, tiles_of
 from runtime.walks.walk import Wanted
 
@@ -103,8 +103,7 @@ class _Turn:
         """Own rows to all others, and theirs: [tile's rows, hidden]"""
         exchange, owners = self._exchange, self.owners[tile]
         if len(x):
-            for to in others(exchange):
-                exchange.send(to, number, x)
+            exchange.send(number, to_others(exchange, x))
         origins = [one for one in others(exchange) if len(owners[one])]
         yield Needs(tuple((one, number) for one in origins))
         whole = x.new_empty(len(rows), x.shape[1])
@@ -121,9 +120,7 @@ class _Turn:
         """Each device's rows of `added` [tile's rows, hidden] to it; the sums of one's own."""
         exchange, owners = self._exchange, self.owners[tile]
         parts = [added[one.first - rows.first : one.last - rows.first] for one in owners]
-        for to in others(exchange):
-            if len(owners[to]):
-                exchange.send(to, number, parts[to])
+        exchange.send(number, {to: parts[to] for to in others(exchange) if len(owners[to])})
         mine = parts[exchange.me]
         if not len(mine):
             return mine

@@ -21,7 +21,7 @@ from runtime.walks import numbers
 from runtime.walks.at import at_rows, sees_all
 from runtime.walks.chains import Chain, Marks, Needs, interleave
 from runtime.walks.collect import collect
-from runtime.walks.exchange import Exchange, Key, others
+from runtime.walks.exchange import Exchange, Key, others, to_others
 from runtime.walks.rows import owners_of, tiles_of
 from runtime.walks.walk import Wanted
 
@@ -119,8 +119,8 @@ class SequenceParallel:
             else:
                 attention = cast(AttentionPart[Any], part)
                 q, keys, values = attention.project(opened, mine)
-                for to in others(self._exchange):
-                    self._exchange.send(to, numbers.before(depth, 0), as_rows(keys, values))
+                sent = to_others(self._exchange, as_rows(keys, values))
+                self._exchange.send(numbers.before(depth, 0), sent)
                 for one in earlier:
                     self._remember(depth, one, runs, owned[one])
                 inner = attention.attend(q, keys, values, mine)
@@ -176,8 +176,8 @@ class _Turn:
     ) -> Generator[Needs, None, Tensor]:
         attention = cast(AttentionPart[Any], part)
         q, keys, values = attention.project(opened, at)
-        for to in others(self._exchange):
-            self._exchange.send(to, numbers.before(depth, 0, tile), as_rows(keys, values))
+        sent = to_others(self._exchange, as_rows(keys, values))
+        self._exchange.send(numbers.before(depth, 0, tile), sent)
         self._own[depth, tile] = torch.stack((keys, values))  # [2, K, S, D]
         self.marks.set((depth, tile))
         if tile:  # the first one waits for the pieces, which can be taken once

@@ -17,7 +17,7 @@ from torch import Tensor
 from planner.plan import FEW_ROWS, Span, even_units
 from runtime.models.parts import Layer
 from runtime.walks import numbers
-from runtime.walks.exchange import Exchange, others
+from runtime.walks.exchange import Exchange, others, to_others
 from runtime.walks.rows import owners_of
 from runtime.walks.walk import Wanted
 
@@ -55,17 +55,15 @@ class TensorParallel:
     def _sum(self, added: Tensor, depth: int, index: int) -> Tensor:
         number = numbers.behind(depth, index)
         if len(added) <= FEW_ROWS:
-            for to in others(self._exchange):
-                self._exchange.send(to, number, added, exact=True)
+            self._exchange.send(number, to_others(self._exchange, added), exact=True)
             return self._added(added, number)
         owners = owners_of(Span(0, len(added)), self._even)
-        for to in others(self._exchange):
-            self._exchange.send(to, number, added[owners[to].first : owners[to].last])
+        parts = [added[rows.first : rows.last] for rows in owners]
+        self._exchange.send(number, {to: parts[to] for to in others(self._exchange)})
         mine = owners[self._exchange.me]
         own = self._added(added[mine.first : mine.last], number)
         number = numbers.before(depth, index)
-        for to in others(self._exchange):
-            self._exchange.send(to, number, own)
+        self._exchange.send(number, to_others(self._exchange, own))
         pieces = [
             own
             if one == self._exchange.me

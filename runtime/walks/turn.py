@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +17,15 @@ from runtime.walks.wire import DTYPES, pack, unpack
 
 PASS_NUMBERS: Final = 1 << 15  # between the pieces of one pass and those of the next
 END: Final = (-1, -1)  # the key of what ends a turn before its time
+
+
+class Piece(NamedTuple):
+    """Rows on their way to a device."""
+
+    to: int
+    number: int
+    dtype: DType
+    rows: Tensor  # packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class TurnExchange:
     me: int
     wires: list[Wire]  # of the link to each device; widened here where numbers did not fit
     letters: Mailbox[tuple[int, Key], Letter]
-    post: Callable[[int, int, DType, Tensor], None]
+    post: Callable[[Sequence[Piece]], None]  # all that goes at once: each wakes the event loop
     _first: int = field(default=-PASS_NUMBERS, init=False)
 
     @property
@@ -45,12 +54,20 @@ class TurnExchange:
         """The numbers of the next pieces begin anew."""
         self._first += PASS_NUMBERS
 
-    def send(self, to: int, number: int, rows: Tensor, *, exact: bool = False) -> None:
-        wire = Wire.FP32 if exact else self.wires[to]
-        dtype, packed = pack(rows, wire)
-        if dtype is not DTYPES[wire]:  # too large for the narrow type, and so may others be
-            self.wires[to] = Wire.FP32
-        self.post(to, self._first + number, dtype, packed)
+    def send(self, number: int, rows: Mapping[int, Tensor], *, exact: bool = False) -> None:
+        packed: dict[tuple[int, Wire], tuple[DType, Tensor]] = {}  # what several get, once
+        pieces = []
+        for to, numbers in rows.items():
+            wire = Wire.FP32 if exact else self.wires[to]
+            key = (id(numbers), wire)
+            if key not in packed:
+                packed[key] = pack(numbers, wire)
+            dtype, narrow = packed[key]
+            if dtype is not DTYPES[wire]:  # too large for the narrow type, and so may others be
+                self.wires[to] = Wire.FP32
+            pieces.append(Piece(to, self._first + number, dtype, narrow))
+        if pieces:
+            self.post(pieces)
 
     def take(self, origin: int, number: int, shape: tuple[int, int]) -> Tensor:
         key = (self.turn, (origin, self._first + number))
@@ -62,15 +79,12 @@ class TurnExchange:
             )
         return rows
 
-    def look(self) -> None:
-        self.letters.look()
-
-    def has(self, keys: Iterable[Key]) -> bool:
-        wanted = [(self.turn, (origin, self._first + number)) for origin, number in keys]
-        return self.letters.has(wanted, self._end)
-
-    def wait(self) -> None:
-        self.letters.wait(SILENCE_TIMEOUT_S, self._end)
+    def wait(self, wanted: Sequence[Sequence[Key]]) -> int:
+        letters = [
+            [(self.turn, (origin, self._first + number)) for origin, number in keys]
+            for keys in wanted
+        ]
+        return self.letters.wait(letters, SILENCE_TIMEOUT_S, self._end)
 
     @property
     def _end(self) -> tuple[int, Key]:

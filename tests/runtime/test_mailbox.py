@@ -45,6 +45,25 @@ def test_whoever_waits_hears_that_it_is_over() -> None:
         mailbox.take(1, LONG_S)
 
 
+def test_whoever_waits_sleeps_until_all_of_one_list_is_here() -> None:
+    mailbox: Mailbox[int, str] = Mailbox(8, 100)
+    mailbox.put(1, "one", 3)
+    notified: list[int] = []
+    asleep = threading.Event()
+    wake, sleep = mailbox._changed.notify_all, mailbox._wait
+    mailbox._changed.notify_all = lambda: (notified.append(len(mailbox._letters)), wake())
+    mailbox._wait = lambda *times: (asleep.set(), sleep(*times))
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(mailbox.wait, [[1, 2, 3], [4, 5]], LONG_S)
+        assert asleep.wait(LONG_S)
+        for key in (9, 4, 3, 5):
+            assert not notified
+            mailbox.put(key, "letter", 3)
+        assert found.result(LONG_S) == 1
+    assert notified == [5], "once, by the last"
+    assert mailbox.wait([[7], [3, 9], [4]], 0.0) == 1, "the first that is whole"
+
+
 def test_an_error_in_place_of_a_letter() -> None:
     mailbox: Mailbox[int, str] = Mailbox(4, 100)
     with pytest.raises(GenerationFailed, match="garbage"):

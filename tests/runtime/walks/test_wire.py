@@ -51,8 +51,8 @@ def test_the_link_remembers_what_did_not_fit() -> None:
     first, second, _ = exchanges(3, Wire.FP16)
     for one in (first, second):
         one.start_pass()
-    first.send(1, 7, torch.full((1, 4), 1e6))
-    first.send(1, 8, torch.full((1, 4), 1 / 3))
+    first.send(7, {1: torch.full((1, 4), 1e6)})
+    first.send(8, {1: torch.full((1, 4), 1 / 3)})
     assert torch.equal(second.take(0, 7, (1, 4)), torch.full((1, 4), 1e6))
     assert torch.equal(second.take(0, 8, (1, 4)), torch.full((1, 4), 1 / 3)), "as fp32, now"
     assert first.wires == [Wire.FP16, Wire.FP32, Wire.FP16]
@@ -62,7 +62,7 @@ def test_a_piece_of_another_shape_is_refused() -> None:
     first, second = exchanges(2)
     for one in (first, second):
         one.start_pass()
-    first.send(1, 3, torch.zeros(2, 4))
+    first.send(3, {1: torch.zeros(2, 4)})
     with pytest.raises(GenerationFailed, match=r"sent \[2, 4\] in place of \[3, 4\]"):
         second.take(0, 3, (3, 4))
 

@@ -10,14 +10,12 @@ from typing import TypeVar
 import torch
 
 from mesh.ids import SessionId
-from mesh.tensor_frame import DType
 from planner.plan import Wire
 from runtime.mailbox import Mailbox
 from runtime.walks.exchange import Key
-from runtime.walks.turn import Letter, TurnExchange
+from runtime.walks.turn import Letter, Piece, TurnExchange
 
 T = TypeVar("T")
-Post = Callable[[int, int, int, DType, torch.Tensor], None]
 
 
 def exchanges(count: int, wire: Wire = Wire.FP32, turn: int = 1) -> list[TurnExchange]:
@@ -26,9 +24,10 @@ def exchanges(count: int, wire: Wire = Wire.FP32, turn: int = 1) -> list[TurnExc
         Mailbox(1 << 16, 1 << 30) for _ in range(count)
     ]
 
-    def post_of(me: int) -> Callable[[int, int, DType, torch.Tensor], None]:
-        def post(to: int, number: int, dtype: DType, rows: torch.Tensor) -> None:
-            boxes[to].put((turn, (me, number)), Letter(rows.clone()), rows.nbytes)
+    def post_of(me: int) -> Callable[[Sequence[Piece]], None]:
+        def post(pieces: Sequence[Piece]) -> None:
+            for to, number, _, rows in pieces:
+                boxes[to].put((turn, (me, number)), Letter(rows.clone()), rows.nbytes)
 
         return post
 
