@@ -207,7 +207,7 @@ class Group:
         match header.kind:
             case Kind.PIECE:
                 most = self._bounds.most_width
-                if header.rows > rows or numbers_in(header.dtype, header.width) > most:
+                if header.rows * numbers_in(header.dtype, header.width) > rows * most:
                     raise ProtocolError(
                         f"a piece of [{header.rows}, {header.width}] {header.dtype.name} is larger "
                         f"than any of a stage with {rows} rows of {most}"

@@ -135,11 +135,12 @@ class SequenceParallel:
         if not theirs:
             return
         heads, dim = theirs[0].cache.shape
-        shape = (sum(run.count for run in theirs), 2 * heads * dim)
+        shape = (sum(run.count for run in theirs) * 2 * heads, dim)
         rows = self._exchange.take(origin, numbers.before(depth, 0), shape)
+        keys, values = by_head(rows, heads)
         for run in theirs:
-            keys, values = by_head(rows[run.first : run.first + run.count], heads)
-            run.cache.append(run.position, keys, values)
+            part = slice(run.first, run.first + run.count)
+            run.cache.append(run.position, keys[:, part], values[:, part])
 
 
 class _Turn:
@@ -208,7 +209,7 @@ class _Turn:
                 if one == self._exchange.me:
                     both = self._own.pop((depth, tile))
                 else:
-                    number, shape = numbers.before(depth, 0, tile), (len(rows), 2 * heads * dim)
+                    number, shape = numbers.before(depth, 0, tile), (len(rows) * 2 * heads, dim)
                     came = self._exchange.take(one, number, shape)
                     both = torch.stack(by_head(came, heads))
                 found.append((rows.first, both))
@@ -216,13 +217,13 @@ class _Turn:
 
 
 def as_rows(keys: Tensor, values: Tensor) -> Tensor:
-    """[K, S, D] each as [S, 2 K D], to travel."""
-    return torch.stack((keys, values)).permute(2, 0, 1, 3).reshape(keys.shape[1], -1)
+    """[K, S, D] each as [S 2 K, D], to travel: with 8 bits, every head has a scale of its own."""
+    return torch.stack((keys, values)).permute(2, 0, 1, 3).reshape(-1, keys.shape[2])
 
 
 def by_head(rows: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """What `as_rows` made of keys and values [K, S, D]."""
-    both = rows.view(len(rows), 2, heads, -1).permute(1, 2, 0, 3)  # [2, K, S, D]
+    both = rows.view(-1, 2, heads, rows.shape[1]).permute(1, 2, 0, 3)  # [2, K, S, D]
     return both[0], both[1]
 
 

@@ -13,6 +13,7 @@ from mesh.tensor_frame import DType
 from planner.plan import Wire
 from runtime.stage import Slice
 from runtime.walks.order import from_bytes, to_bytes
+from runtime.walks.sequence import as_rows, by_head
 from runtime.walks.wire import numbers_in, pack, unpack
 from tests.runtime.walks.together import exchanges
 
@@ -45,6 +46,17 @@ def test_what_does_not_fit_travels_as_it_is(wire: Wire, wrong: float) -> None:
     dtype, packed = pack(numbers, wire)
     assert dtype is DType.FLOAT32
     assert torch.equal(unpack(packed).nan_to_num(1.5), numbers.nan_to_num(1.5))
+
+
+def test_a_large_key_costs_small_values_nothing() -> None:
+    """Keys of trained models have a few numbers that are many times all others."""
+    keys, values = torch.randn(2, 5, 16), torch.randn(2, 5, 16) / 100
+    keys[0, 3, 7] = 1000.0
+    _, packed = pack(as_rows(keys, values), Wire.INT8)
+    back = by_head(unpack(packed), 2)
+    assert float((back[1] - values).abs().max()) <= 0.5 / 127 * float(values.abs().max()) * 1.001
+    assert float((back[0] - keys)[1].abs().max()) < 0.05
+    assert torch.equal(torch.stack(by_head(as_rows(keys, values), 2)), torch.stack((keys, values)))
 
 
 def test_the_link_remembers_what_did_not_fit() -> None:
