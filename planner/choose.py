@@ -13,6 +13,7 @@ from mesh.errors import DoesNotFit, PlanError
 from mesh.ids import Epoch, PeerId, PlanId
 from planner.allowed import PIPELINES, Allowed
 from planner.candidate import Candidate, Question, capacity_steps, refused, running_candidate
+from planner.equals import evened
 from planner.plan import Capacity, Job, Plan, Split
 from planner.profile import Cluster, DeviceProfile, ModelProfile
 from planner.reason import (
@@ -77,6 +78,7 @@ def choose(
         )
     keep = keep if keep is not None and keep.model == model.model else None
     searched, left_out = _searched(cluster, keep)
+    searched = evened(searched)
     left_out = {**(absent or {}), **left_out}
     model = sound_model(model)
     steps = capacity_steps(wanted, model)

@@ -8,14 +8,15 @@ cost processor time, which the compute thread loses where both share a core.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from math import inf
 
 from mesh.ids import PeerId
 from planner.network import Links, is_usable
-from planner.profile import DeviceProfile, WireCost
+from planner.profile import DeviceProfile, LinkProfile, WireCost
 
 Key = Hashable  # a piece that was sent, or a mark that a chain of the same device has set
 
@@ -56,6 +57,7 @@ class Wires:
 
     bytes_per_s: tuple[tuple[float, ...], ...]  # from, to
     latency_s: tuple[tuple[float, ...], ...]
+    burst_s: tuple[tuple[float, ...], ...]  # what a link that was idle carries at once
     costs: tuple[WireCost, ...]
 
     @property
@@ -67,19 +69,29 @@ class Wires:
 def wires_of(devices: Sequence[DeviceProfile], links: Links) -> Wires:
     """A link that nobody measured carries nothing."""
 
-    def number(source: PeerId, target: PeerId, *, speed: bool) -> float:
+    def speed(link: LinkProfile) -> float:
+        return link.bytes_per_s
+
+    def latency_s(link: LinkProfile) -> float:
+        return link.round_trip_s / 2 + HANDOFF_S
+
+    def burst_s(link: LinkProfile) -> float:
+        return link.burst_bytes / link.bytes_per_s
+
+    def table(of: Callable[[LinkProfile], float], own: float) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(number(a, b, of, own) for b in ids) for a in ids)
+
+    def number(
+        source: PeerId, target: PeerId, of: Callable[[LinkProfile], float], own: float
+    ) -> float:
         link = links.get((source, target))
         if source == target:
-            return inf if speed else 0.0
-        if link is None or not is_usable(link):
-            return 0.0
-        return link.bytes_per_s if speed else link.round_trip_s / 2 + HANDOFF_S
+            return own
+        return of(link) if link is not None and is_usable(link) else 0.0
 
     ids = [device.device for device in devices]
-    speeds = tuple(tuple(number(a, b, speed=True) for b in ids) for a in ids)
-    latencies = tuple(tuple(number(a, b, speed=False) for b in ids) for a in ids)
     costs = tuple(device.wire or TYPICAL_WIRE for device in devices)
-    return Wires(speeds, latencies, costs)
+    return Wires(table(speed, inf), table(latency_s, 0.0), table(burst_s, 0.0), costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +126,15 @@ class _Device:
     chunk: Chunk | None = None  # under way
     began_s: float = 0.0
     lost_s: float = 0.0  # of it, to sending and receiving
-    out_free_s: float = 0.0  # its link, in each direction
+    # When its link has carried all so far, in each direction, were it never ahead by a burst.
+    out_free_s: float = 0.0
     in_free_s: float = 0.0
     sending_until_s: float = 0.0  # its processor, with the wire
     reading_until_s: float = 0.0
 
 
 class _Simulation:
-    """Events in the order of their time: a chunk is done, a piece is there."""
+    """Events in the order of their time: a chunk is done, a piece has left, a piece is there."""
 
     def __init__(
         self,
@@ -136,29 +149,23 @@ class _Simulation:
         self._devices = [
             _Device(program, [0] * len(program), _counts(program, layers)) for program in programs
         ]
-        self._events: list[tuple[float, int, int, Key | None, float]] = []
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
 
     def run(self) -> None:
         for index in range(len(self._devices)):
             self._go_on(index, 0.0)
         while self._events:
-            now_s, _, index, key, cost_s = heappop(self._events)
-            device = self._devices[index]
-            if key is not None:
-                device.have.add(key)
-                if device.chunk is None:
-                    self._go_on(index, now_s)
-                elif not self._wires.costs[index].own_core:
-                    device.lost_s += cost_s
-            elif device.lost_s > 0:
-                self._event(now_s + device.lost_s, index)
-                device.lost_s = 0.0
-            else:
-                self._done(index, now_s)
+            now_s, _, happens = heappop(self._events)
+            happens(now_s)
 
     def _done(self, index: int, now_s: float) -> None:
+        """A chunk; where sending or receiving took of its time, later by that."""
         device = self._devices[index]
+        if device.lost_s > 0:
+            self._at(now_s + device.lost_s, partial(self._done, index))
+            device.lost_s = 0.0
+            return
         chunk, device.chunk = device.chunk, None
         assert chunk is not None, "what is done was under way"
         if self._trace is not None:
@@ -174,27 +181,46 @@ class _Simulation:
 
     def _send(self, index: int, piece: Piece, now_s: float) -> float:
         """Puts a piece on its way; the processor time that it takes here."""
-        sender, receiver, wires = self._devices[index], self._devices[piece.to], self._wires
-        cost, theirs = wires.costs[index], wires.costs[piece.to]
-        out_s = piece.size_bytes * cost.send_s_per_byte + piece.frames * cost.send_s_per_frame
-        in_s = piece.size_bytes * theirs.receive_s_per_byte
-        in_s += piece.frames * theirs.receive_s_per_frame
-        # Frame by frame: the first leaves while others are still made, and the last is read when
-        # all others have been.
-        ready_s = max(sender.sending_until_s, now_s)
-        sender.sending_until_s = ready_s + out_s
-        wire_s = piece.size_bytes / wires.bytes_per_s[index][piece.to]
-        begin_s = max(sender.out_free_s, ready_s + out_s / piece.frames)
-        sender.out_free_s = max(begin_s + wire_s, sender.sending_until_s)
+        device, cost = self._devices[index], self._wires.costs[index]
+        spent_s = piece.size_bytes * cost.send_s_per_byte + piece.frames * cost.send_s_per_frame
+        # Frame by frame: the first leaves while others are still made.
+        ready_s = max(device.sending_until_s, now_s)
+        device.sending_until_s = ready_s + spent_s
+        wire_s = piece.size_bytes / self._wires.bytes_per_s[index][piece.to]
+        begin_s = max(device.out_free_s, ready_s + spent_s / piece.frames)
+        device.out_free_s = max(begin_s + wire_s, device.sending_until_s)
+        ahead_s = self._wires.burst_s[index][piece.to]
+        left_s = max(ready_s, device.sending_until_s, device.out_free_s - ahead_s)
         if self._trace is not None:
-            self._trace.append(Busy(index, True, begin_s, sender.out_free_s))
-        receiver.in_free_s = max(sender.out_free_s, receiver.in_free_s + wire_s)
-        there_s = receiver.in_free_s + wires.latency_s[index][piece.to]
-        receiver.reading_until_s = max(
-            receiver.reading_until_s + in_s, there_s + in_s / piece.frames
+            self._trace.append(Busy(index, True, min(begin_s, left_s), left_s))
+        self._at(left_s, partial(self._left, index, piece, begin_s))
+        return spent_s
+
+    def _left(self, origin: int, piece: Piece, began_s: float, now_s: float) -> None:
+        """A piece has left; it is there at once, but for others that go to the same device. The
+        last of its frames is read when all others have been.
+        """
+        wires = self._wires
+        device, cost = self._devices[piece.to], self._wires.costs[piece.to]
+        spent_s = piece.size_bytes * cost.receive_s_per_byte
+        spent_s += piece.frames * cost.receive_s_per_frame
+        wire_s = piece.size_bytes / wires.bytes_per_s[origin][piece.to]
+        device.in_free_s = max(device.in_free_s, began_s) + wire_s
+        ahead_s = wires.burst_s[origin][piece.to]
+        there_s = max(now_s, device.in_free_s - ahead_s) + wires.latency_s[origin][piece.to]
+        device.reading_until_s = max(
+            device.reading_until_s + spent_s, there_s + spent_s / piece.frames
         )
-        self._event(receiver.reading_until_s, piece.to, piece.key, in_s)
-        return out_s
+        self._at(device.reading_until_s, partial(self._come, piece, spent_s))
+
+    def _come(self, piece: Piece, spent_s: float, now_s: float) -> None:
+        """A piece can be computed with."""
+        device = self._devices[piece.to]
+        device.have.add(piece.key)
+        if device.chunk is None:
+            self._go_on(piece.to, now_s)
+        elif not self._wires.costs[piece.to].own_core:
+            device.lost_s += spent_s
 
     def _go_on(self, index: int, now_s: float) -> None:
         """With the chain that has come least far of those that can."""
@@ -210,11 +236,11 @@ class _Simulation:
             device.chunk = device.program[best][device.next_chunk[best]]
             device.began_s = now_s
             device.next_chunk[best] += 1
-            self._event(now_s + device.chunk.compute_s, index)
+            self._at(now_s + device.chunk.compute_s, partial(self._done, index))
 
-    def _event(self, at_s: float, index: int, key: Key | None = None, cost_s: float = 0.0) -> None:
+    def _at(self, at_s: float, happens: Callable[[float], None]) -> None:
         self._count += 1
-        heappush(self._events, (at_s, self._count, index, key, cost_s))
+        heappush(self._events, (at_s, self._count, happens))
 
 
 def _counts(program: Program, layers: int) -> list[int]:

@@ -23,17 +23,22 @@ def links_of(cluster: Cluster) -> Links:
 
 def is_usable(link: LinkProfile | None) -> bool:
     """Whether it was measured, and its numbers can be: they come from another device."""
-    return link is not None and link.bytes_per_s > 0 and link.round_trip_s >= 0
+    return (
+        link is not None
+        and link.bytes_per_s > 0
+        and link.round_trip_s >= 0
+        and 0 <= link.burst_bytes < inf
+    )
 
 
 def hop_s(links: Links, source: PeerId, target: PeerId, size_bytes: float) -> float:
-    """Half a round trip and the bytes; infinite where nobody measured the link."""
+    """Half a round trip and the bytes behind a burst; infinite where nobody measured the link."""
     if source == target:
         return 0.0
     link = links.get((source, target))
     if link is None or not is_usable(link):
         return inf
-    return link.round_trip_s / 2 + size_bytes / link.bytes_per_s
+    return link.round_trip_s / 2 + max(0.0, size_bytes - link.burst_bytes) / link.bytes_per_s
 
 
 def return_s(links: Links, last: PeerId, first: PeerId) -> float:

@@ -179,6 +179,7 @@ class LinkProfile:
     target: PeerId
     round_trip_s: float
     bytes_per_s: float
+    burst_bytes: float = 0.0  # that go through at once, after a pause
 
 
 @dataclass(frozen=True, slots=True)

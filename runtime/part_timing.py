@@ -5,14 +5,14 @@ of the layer is measured as well, since half of one takes more than half as long
 
 Where one thread computes, its own time is taken: a limit on the processor stops it now and then for
 longer than a part takes, and few passes would not show how often. What such a second takes by the
-clock is known from the whole layer.
+clock is known from all passes together (`Spent`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 
@@ -30,6 +30,10 @@ SMALL_PART: Final = 4  # a small share has this part of the heads and columns
 SMALL_UNIT: Final = 32  # columns: no form of weights has longer blocks that a share must not cut
 SMALL_BUDGET_S: Final = 0.15  # for one row count of a small share; what takes longer is derived
 LEAST_S: Final = 1e-9  # no clock is finer
+FEW_TOKENS: Final = 16  # up to here a layer is bound by reading its weights; beyond, by arithmetic
+UNLIMITED: Final = 1.1  # what a second takes at most by the clock where nothing stops it
+LIMITED_S: Final = 0.2  # two periods of a limit on the processor, the usual one being 0.1 s
+LIMITED_RUNS: Final = 3
 NUMBERS: Final = (256, 1024)  # that are packed and added to say what a number takes
 NUMBER_REPEATS: Final = 5
 
@@ -46,26 +50,67 @@ class PartSeconds:
     wall: float  # all of it, by the clock on the wall
 
     @property
-    def stretch(self) -> float:
-        """What a second of the parts takes by the clock."""
-        return self.wall / (self.project + self.attend + self.close + self.mlp + self.connect)
+    def total(self) -> float:
+        """Of the parts."""
+        return self.project + self.attend + self.close + self.mlp + self.connect
 
     def by_clock(self, stretch: float) -> PartSeconds:
-        """The parts as they take by the clock."""
+        """The parts as they take by the clock, where a second of theirs takes `stretch`."""
         return PartSeconds(
             self.project * stretch,
             self.attend * stretch,
             self.close * stretch,
             self.mlp * stretch,
             self.connect * stretch,
-            self.wall,
+            self.total * stretch,
         )
+
+
+@dataclass(slots=True)
+class Spent:
+    """All passes so far, in runs of some periods of a limit: their own time beside the clock's."""
+
+    stretches: list[float] = field(default_factory=list)  # of each run
+    own_s: float = 0.0  # since the last
+    clock_s: float = 0.0
+
+    def note(self, one: PartSeconds) -> PartSeconds:
+        self.own_s += one.total
+        self.clock_s += one.wall
+        if self.clock_s >= LIMITED_S:
+            self.stretches.append(self.clock_s / self.own_s)
+            self.own_s = self.clock_s = 0.0
+        return one
+
+    @property
+    def stretch(self) -> float:
+        """What a second of the parts takes by the clock: the median, for now and then somebody else
+        takes the processor for a while.
+        """
+        if self.stretches:
+            return median(self.stretches)
+        return self.clock_s / self.own_s if self.own_s else 1.0
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there was a pass at all."""
+        return bool(self.stretches) or self.own_s > 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether that can be told: of a device with a limit, from some runs."""
+        return len(self.stretches) >= LIMITED_RUNS or self.stretch < UNLIMITED
+
+
+def is_alone(device: torch.device) -> bool:
+    """Whether one thread computes, whose own time can be taken."""
+    return device == CPU and torch.get_num_threads() == 1
 
 
 def time_parts(layer: Layer[Any], hidden: Tensor, at: Any, device: torch.device) -> PartSeconds:
     """Rows [S, hidden] through a layer, of whichever kind; they stand where `at` says."""
     attention, mlp = layer.attention, layer.parts[-1]
-    clock = _Clock(device)
+    clock = Clock(device)
     began_s = time.perf_counter()
     x = layer.enter(hidden)
     entered_s = clock.lap()
@@ -97,6 +142,17 @@ def small_cut(heads: int, columns: int) -> Cut | None:
     return Cut(Span(0, max(1, heads // SMALL_PART)), Span(0, some))
 
 
+def quick_for_small(whole: Mapping[int, PartSeconds]) -> list[int]:
+    """With which rows a small share is measured, by what they take of the whole layer."""
+    most_s = SMALL_PART * SMALL_BUDGET_S
+    return [rows for rows, one in whole.items() if rows <= FEW_TOKENS or one.total < most_s]
+
+
+def by_clock(measured: Mapping[int, PartSeconds], spent: Spent) -> dict[int, PartSeconds]:
+    """By rows, as it takes by the clock."""
+    return {rows: one.by_clock(spent.stretch) for rows, one in measured.items()}
+
+
 def part_curves(
     heads: int,
     columns: int,
@@ -106,12 +162,11 @@ def part_curves(
     device: torch.device,
     slowdown: float,
 ) -> PartCurves:
-    """What was measured, by row counts, of the whole layer and of the share that `cut` is.
+    """What was measured, by row counts, of the whole layer and of the share that `cut` is, as it
+    takes by the clock.
 
     `slowdown` is for what is too short to be stopped while it is measured.
     """
-    small = {rows: one.by_clock(whole[rows].stretch) for rows, one in small.items()}
-    whole = {rows: one.by_clock(one.stretch) for rows, one in whole.items()}
     assert cut.heads is not None, "a small share is cut"
     assert cut.columns is not None
     return PartCurves(
@@ -178,13 +233,12 @@ def _combined(parts: Sequence[PartSeconds], how: Callable[[list[float]], float])
 # --- timing --------------------------------------------------------------------------------------
 
 
-class _Clock:
+class Clock:
     """Laps of what has been computed on a torch device; each takes some time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        is_alone = device == CPU and torch.get_num_threads() == 1
-        self._now = time.thread_time if is_alone else time.perf_counter
+        self._now = time.thread_time if is_alone(device) else time.perf_counter
         synchronize(device)
         self._began_s = self._now()
 
@@ -196,7 +250,7 @@ class _Clock:
 
 
 def _attention(
-    part: AttentionPart[Any], x: Tensor, at: Any, clock: _Clock
+    part: AttentionPart[Any], x: Tensor, at: Any, clock: Clock
 ) -> tuple[float, float, float, Tensor]:
     q, keys, values = part.project(part.opening(x), at)
     project_s = clock.lap()
@@ -210,7 +264,7 @@ def _number_s(work: Callable[[Tensor], Tensor], device: torch.device) -> float:
     """Seconds a number, the least of a few."""
     numbers = torch.randn(*NUMBERS, device=device)
     work(numbers)
-    clock, laps = _Clock(device), []
+    clock, laps = Clock(device), []
     for _ in range(NUMBER_REPEATS):
         work(numbers)
         laps.append(clock.lap())

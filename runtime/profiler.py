@@ -24,12 +24,16 @@ from runtime.kv_cache import SessionCache
 from runtime.measured import Measured
 from runtime.models.block import Run
 from runtime.part_timing import (
-    SMALL_BUDGET_S,
-    SMALL_PART,
+    FEW_TOKENS,
+    Clock,
     PartSeconds,
+    Spent,
+    by_clock,
+    is_alone,
     mean,
     middle,
     part_curves,
+    quick_for_small,
     small_cut,
     time_parts,
 )
@@ -38,7 +42,6 @@ from runtime.weights import Checkpoint
 TOKEN_COUNTS = (512, 256, 64, 16, 1)  # the largest first: it makes room for the others
 REPEATS, HEAD_REPEATS = 3, 5
 BUDGET_S = 0.06  # of repeating, for one token count: a device that joins is waited for
-FEW_TOKENS = 16  # up to here a layer is bound by reading its weights; beyond, by arithmetic
 FEW_LAYERS = 4  # are measured then, spread over the model: files pack some tighter than others
 CACHE_BYTES = 64 * 1024 * 1024  # more than the caches of nearly all processors in a home
 HEAD_BYTES = 64 * 1024 * 1024  # in fp32, of the head's rows that stand for all of them
@@ -66,34 +69,39 @@ def measure(checkpoint: Checkpoint, device: torch.device = CPU) -> Measured:
     wanted = min(count, FEW_LAYERS)
     layers = [_Layer(checkpoint, index * count // wanted, device) for index in range(wanted)]
     counts = [tokens for tokens in TOKEN_COUNTS if tokens <= spec.context]
-    whole = {tokens: _seconds(layers, spec.hidden_size, tokens, sweep) for tokens in counts}
+    spent = Spent()
+    whole = {tokens: _seconds(layers, spec.hidden_size, tokens, sweep, spent) for tokens in counts}
+    cut, small = small_cut(spec.heads, spec.ffn_size), {}
+    if cut is not None:
+        share = [_Layer(checkpoint, 0, device, cut)]
+        quick = quick_for_small(whole)
+        small = {rows: _seconds(share, spec.hidden_size, rows, sweep, spent) for rows in quick}
+    while not spent.is_known:
+        _seconds(layers, spec.hidden_size, counts[0], sweep, spent)
+    slowdown, own_core = share_of_cores(device, spent)
+    whole, small = (by_clock(one, spent) for one in (whole, small))
     total_s = {tokens: one.wall for tokens, one in whole.items()}
     if device != CPU:  # between its parts nobody waits there, unless the layer is shared
         total_s = {tokens: _unparted_s(layers, spec.hidden_size, tokens) for tokens in counts}
-    cut = small_cut(spec.heads, spec.ffn_size)
-    slowdown, own_core = share_of_cores(device)
     parts = None
     if cut is not None:
-        share = [_Layer(checkpoint, 0, device, cut)]
-        small = {
-            tokens: _seconds(share, spec.hidden_size, tokens, sweep)
-            for tokens in counts
-            if tokens <= FEW_TOKENS or whole[tokens].wall < SMALL_PART * SMALL_BUDGET_S
-        }
         parts = part_curves(spec.heads, spec.ffn_size, cut, whole, small, device, slowdown)
     layer = Curve(tuple(sorted(total_s.items())))
-    head_s = _head_seconds(checkpoint, device, sweep)
+    head_s = spent.stretch * _head_seconds(checkpoint, device, sweep)
     return Measured(layer, head_s, parts, slowdown, own_core)
 
 
-def share_of_cores(device: torch.device) -> tuple[float, bool]:
+def share_of_cores(device: torch.device, spent: Spent) -> tuple[float, bool]:
     """Seconds that a second of processor time takes while all threads compute, and whether they
     leave a core to others.
     """
     threads = torch.get_num_threads() if device == CPU else 1
     found = cores(threads + 1)
     has_own = found >= threads + LEAST_CORE or device != CPU
-    return max(1.0, threads / max(found, 0.01)), has_own
+    # One thread's own passes took longer than that look at the processor.
+    is_told = is_alone(device) and spent.is_told
+    slowdown = spent.stretch if is_told else threads / max(found, 0.01)
+    return max(1.0, slowdown), has_own
 
 
 class _Layer:
@@ -129,7 +137,9 @@ class _Layer:
 
 
 @torch.inference_mode()
-def _seconds(layers: list[_Layer], width: int, tokens: int, sweep: Floats) -> PartSeconds:
+def _seconds(
+    layers: list[_Layer], width: int, tokens: int, sweep: Floats, spent: Spent
+) -> PartSeconds:
     """The mean over the layers, or of the first alone; the median over the repeats, or, of many
     rows, the least: the first passes of a process wait for new memory, later ones do not.
 
@@ -143,12 +153,12 @@ def _seconds(layers: list[_Layer], width: int, tokens: int, sweep: Floats) -> Pa
         layer.seconds(hidden)  # warms the memory up, and compiles
     times: list[PartSeconds] = []
     while len(times) < 2 or (
-        len(times) < REPEATS and sum(one.wall for one in times) * len(chosen) < BUDGET_S
+        len(times) < REPEATS and sum(one.total for one in times) * len(chosen) < BUDGET_S
     ):
         if is_few:
             sweep.sum()
-        times.append(mean([layer.seconds(hidden) for layer in chosen]))
-    return middle(times) if is_few else min(times, key=lambda one: one.wall)
+        times.append(mean([spent.note(layer.seconds(hidden)) for layer in chosen]))
+    return middle(times) if is_few else min(times, key=lambda one: one.total)
 
 
 @torch.inference_mode()
@@ -162,17 +172,19 @@ def _unparted_s(layers: list[_Layer], width: int, tokens: int) -> float:
 
 @torch.inference_mode()
 def _head_seconds(checkpoint: Checkpoint, device: torch.device, sweep: Floats) -> float:
-    """A matrix-vector product over part of the vocabulary, scaled: the head is bound by memory."""
+    """A matrix-vector product over part of the vocabulary, scaled: the head is bound by memory. As
+    `Clock` counts.
+    """
     spec = checkpoint.spec
     rows = min(HEAD_BYTES // (4 * spec.hidden_size), spec.vocabulary)
     head, few = checkpoint.head_rows(rows, device), checkpoint.head_rows(1, device)
     hidden = torch.randn(1, spec.hidden_size, device=device)
     head(hidden)
-    times = []
+    clock, times = Clock(device), []
     for _ in range(HEAD_REPEATS):
         sweep.sum()
         int(torch.argmax(few(hidden)))  # the code is used all the time; only the weights are not
-        started_s = time.perf_counter()
+        clock.lap()
         int(torch.argmax(head(hidden)))
-        times.append(time.perf_counter() - started_s)
+        times.append(clock.lap())
     return median(times) * spec.vocabulary / rows

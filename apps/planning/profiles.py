@@ -138,7 +138,8 @@ def described(
 ) -> tuple[DeviceProfile, tuple[LinkProfile, ...]]:
     """What this device says of itself and of its links, by what was measured."""
     known = tuple(
-        LinkProfile(me, peer, link.round_trip_s, link.bytes_per_s) for peer, link in links.items()
+        LinkProfile(me, peer, link.round_trip_s, link.bytes_per_s, link.burst_bytes)
+        for peer, link in links.items()
     )
     profile = DeviceProfile(
         device=me,

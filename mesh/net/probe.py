@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from statistics import median
 from typing import NamedTuple
 
 from mesh.ids import Epoch, PlanId, SessionId
@@ -14,17 +15,21 @@ from mesh.net.stream import SendStream
 from mesh.tensor_frame import DType, FrameHeader, Kind
 
 _ECHOES = 5
+_BURSTS = 3
+_BURST_BYTES = TENSOR_TILE_BYTES // 2  # the most that is looked for
+_PAUSE_S = 0.05  # for whatever shapes a link to be ready for a burst again
 
 
 class LinkMeasure(NamedTuple):
-    """The last two are seconds of the processor, of the thread alone that sends: others may compute
-    meanwhile.
+    """`frame_s` and `byte_s` are seconds of the processor, of the thread alone that sends: others
+    may compute meanwhile.
     """
 
     round_trip_s: float
     bytes_per_s: float
     frame_s: float
     byte_s: float
+    burst_bytes: float = 0.0  # that go through at once, after a pause
 
 
 async def measure_stream(stream: SendStream) -> LinkMeasure:
@@ -36,9 +41,9 @@ async def measure_stream(stream: SendStream) -> LinkMeasure:
     began_s = time.thread_time()
     bytes_per_s, frames = await _speed(stream, round_trip_s)
     spent_s = time.thread_time() - began_s - frames * frame_s
-    return LinkMeasure(
-        round_trip_s, bytes_per_s, frame_s, max(0.0, spent_s) / (frames * TENSOR_TILE_BYTES)
-    )
+    byte_s = max(0.0, spent_s) / (frames * TENSOR_TILE_BYTES)
+    burst_bytes = await _burst(stream, bytes_per_s)
+    return LinkMeasure(round_trip_s, bytes_per_s, frame_s, byte_s, burst_bytes)
 
 
 async def _echo(stream: SendStream) -> float:
@@ -55,11 +60,27 @@ async def _speed(stream: SendStream, round_trip_s: float) -> tuple[float, int]:
     """
     payload = memoryview(bytes(TENSOR_TILE_BYTES))
     first_s = await _timed(stream, payload, 1)
-    tiles = min(MAX_PROBE_BYTES // len(payload) - 1, int(PROBE_BUDGET_S / first_s))
+    most = (MAX_PROBE_BYTES - 2 * _BURSTS * _BURST_BYTES) // len(payload) - 1
+    tiles = min(most, int(PROBE_BUDGET_S / first_s))
     took_s = await _timed(stream, payload, tiles) if tiles > 1 else first_s
     sent = tiles + 1 if tiles > 1 else 1
     # The last acknowledgement comes half a round trip late, the first byte as much.
     return max(tiles, 1) * len(payload) / max(took_s - round_trip_s, took_s / 2), sent
+
+
+async def _burst(stream: SendStream, bytes_per_s: float) -> float:
+    """What goes through at once after a pause, as a shaper lets it: the second of two messages then
+    takes longer than the first. The median of a few, for much else makes a message late.
+    """
+    took_s = _BURST_BYTES / bytes_per_s
+    if 4 * _BURSTS * took_s > PROBE_BUDGET_S:
+        return 0.0  # on a link so slow it would be little beside all else
+    payload, ahead_s = memoryview(bytes(_BURST_BYTES)), []
+    for _ in range(_BURSTS):
+        await asyncio.sleep(min(2 * took_s, _PAUSE_S))
+        first_s = await _timed(stream, payload, 1)
+        ahead_s.append(await _timed(stream, payload, 1) - first_s)
+    return min(max(0.0, median(ahead_s)) * bytes_per_s, _BURST_BYTES)
 
 
 async def _timed(stream: SendStream, payload: memoryview, tiles: int) -> float:

@@ -10,28 +10,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 from statistics import median
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from planner.profile import Curve, PartCurves
+from planner.profile import Curve
 from runtime.compute.torch_device import CPU, synchronize
 from runtime.measured import Measured
 from runtime.models.decoder_block import DecoderCache, DecoderLayer, Target
 from runtime.models.encoder_block import EncoderLayer
 from runtime.part_timing import (
-    SMALL_BUDGET_S,
-    SMALL_PART,
     PartSeconds,
-    mean,
+    Spent,
+    by_clock,
     middle,
     part_curves,
+    quick_for_small,
     small_cut,
     time_parts,
 )
-from runtime.profiler import BUDGET_S, FEW_TOKENS, REPEATS, TOKEN_COUNTS, share_of_cores
+from runtime.profiler import BUDGET_S, REPEATS, TOKEN_COUNTS, share_of_cores
 from runtime.seq2seq.section import Layer
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 
@@ -46,10 +47,10 @@ def measure_stacks(checkpoint: Seq2SeqCheckpoint, device: torch.device = CPU) ->
     encoders = _first(checkpoint, 0, depth, device)
     decoders = _first(checkpoint, depth, total, device)
     counts = sorted(count for count in TOKEN_COUNTS if count <= spec.source.context)
-    slowdown, own_core = share_of_cores(device)
+    spent = Spent()
     if not decoders:
-        layer, parts = _measure_parts(checkpoint, encoders, counts, device, slowdown)
-        return Measured(layer, _head_s(checkpoint, device), parts, slowdown, own_core)
+        return _measure_parts(checkpoint, encoders, counts, device, spent)
+    slowdown, own_core = share_of_cores(device, spent)
     points = []
     for count in counts:
         reads = count > 1
@@ -65,38 +66,49 @@ def _measure_parts(
     layers: list[Layer],
     counts: list[int],
     device: torch.device,
-    slowdown: float,
-) -> tuple[Curve, PartCurves | None]:
+    spent: Spent,
+) -> Measured:
     """An encoder's layer, which several devices may share."""
     stack, width = checkpoint.spec.encoder, checkpoint.spec.hidden_size
-    whole = {rows: _parts_s(layers, width, rows, device) for rows in reversed(counts)}
-    curve = Curve(tuple((rows, whole[rows].wall) for rows in counts))
-    cut = small_cut(stack.heads, stack.ffn_size)
-    if cut is None:
-        return curve, None
-    share = [checkpoint.load_layer(0, device, cut).layer]
-    small = {
-        rows: _parts_s(share, width, rows, device)
-        for rows in counts
-        if rows <= FEW_TOKENS or whole[rows].wall < SMALL_PART * SMALL_BUDGET_S
-    }
-    parts = part_curves(stack.heads, stack.ffn_size, cut, whole, small, device, slowdown)
-    return curve, parts
+    descending = counts[::-1]  # the most rows first: they make room for the others
+    whole = _parts_s(layers, width, descending, device, spent)
+    cut, small = small_cut(stack.heads, stack.ffn_size), {}
+    if cut is not None:
+        share = checkpoint.load_layer(0, device, cut).layer
+        small = _parts_s([share], width, quick_for_small(whole), device, spent)
+    while not spent.is_known:
+        _parts_s(layers, width, descending[:1], device, spent)
+    slowdown, own_core = share_of_cores(device, spent)
+    whole, small = (by_clock(one, spent) for one in (whole, small))
+    parts = None
+    if cut is not None:
+        parts = part_curves(stack.heads, stack.ffn_size, cut, whole, small, device, slowdown)
+    layer = Curve(tuple((rows, whole[rows].wall) for rows in counts))
+    return Measured(layer, _head_s(checkpoint, device), parts, slowdown, own_core)
 
 
 @torch.inference_mode()
-def _parts_s(layers: list[Layer], width: int, rows: int, device: torch.device) -> PartSeconds:
-    """The mean over layers of an encoder, with a source of so many rows; the median of a few."""
-    hidden = torch.randn(rows, width, device=device)  # [S, hidden]
+def _parts_s(
+    layers: list[Layer], width: int, counts: list[int], device: torch.device, spent: Spent
+) -> dict[int, PartSeconds]:
+    """One layer of an encoder, with sources of so many rows; the median of a few passes. The layers
+    take turns, so that the weights of each come from memory.
+    """
+    turns = cycle(layers)
 
-    def run() -> PartSeconds:
-        return mean([time_parts(layer, hidden, None, device) for layer in layers])
+    def run(rows: int) -> PartSeconds:
+        hidden = torch.randn(rows, width, device=device)  # [S, hidden]
+        return time_parts(next(turns), hidden, None, device)
 
-    run()  # warms memory up
-    times: list[PartSeconds] = []
-    while len(times) < REPEATS and sum(one.wall for one in times) * len(layers) < BUDGET_S:
-        times.append(run())
-    return middle(times)
+    for _ in layers:
+        run(1)  # their weights are there then
+    run(counts[0])  # and memory for all that a pass makes
+    times: dict[int, list[PartSeconds]] = {rows: [] for rows in counts}
+    for _ in range(REPEATS):  # in rounds: what disturbs one is over in the next
+        for rows, known in times.items():
+            if len(known) < 2 or sum(one.total for one in known) < BUDGET_S:
+                known.append(spent.note(run(rows)))
+    return {rows: middle(known) for rows, known in times.items()}
 
 
 def _first(

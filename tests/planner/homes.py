@@ -46,11 +46,14 @@ def device(
 
 
 def lan(
-    *devices: DeviceProfile, round_trip_s: float = 2e-3, bytes_per_s: float = 12.5e6
+    *devices: DeviceProfile,
+    round_trip_s: float = 2e-3,
+    bytes_per_s: float = 12.5e6,
+    burst_bytes: float = 0.0,
 ) -> Cluster:
     """Everybody reaches everybody alike."""
     links = [
-        LinkProfile(source.device, target.device, round_trip_s, bytes_per_s)
+        LinkProfile(source.device, target.device, round_trip_s, bytes_per_s, burst_bytes)
         for source, target in permutations(devices, 2)
     ]
     return Cluster(devices, tuple(links))
@@ -150,6 +153,36 @@ def board(
     wire = WireCost(1e-9 / core, 60e-6 / core, 1.2e-9 / core, 60e-6 / core, own_core)
     name = NAMES[number % len(NAMES)]
     return DeviceProfile(peer(number), name, memory_bytes, layer, head_s / core, 0, parts, wire)
+
+
+def measured_board(number: int) -> DeviceProfile:
+    """What a quarter of a server's core measured of itself and a layer of `bert`, on 2026-11-22."""
+
+    def curve(*milliseconds: float) -> Curve:
+        return Curve(tuple((n, ms / 1e3) for n, ms in zip(COUNTS, milliseconds, strict=True)))
+
+    whole = ShareCurves(
+        HEADS,
+        COLUMNS,
+        project=curve(4.10, 13.16, 19.27, 51.69, 96.61),
+        attend=curve(0.59, 1.34, 2.44, 15.46, 55.70),
+        close=curve(1.73, 3.70, 6.45, 17.12, 33.37),
+        mlp=curve(10.14, 29.12, 49.34, 135.96, 259.71),
+    )
+    small = ShareCurves(
+        HEADS // 4,
+        COLUMNS // 4,
+        project=curve(0.86, 2.78, 5.05, 12.93, 23.65),
+        attend=curve(0.33, 0.63, 1.18, 3.73, 11.40),
+        close=curve(0.42, 1.14, 2.06, 5.43, 9.46),
+        mlp=curve(1.96, 6.55, 12.60, 34.82, 67.80),
+    )
+    connect = curve(1.11, 1.61, 2.61, 5.02, 8.77)
+    parts = PartCurves(whole, small, connect, add_s=8.2e-10, fp16_s=1.29e-8, int8_s=7e-9)
+    wire = WireCost(8.8e-9, 504e-6, 10.6e-9, 504e-6, own_core=False)
+    layer = curve(17.67, 48.93, 80.11, 225.25, 454.15)
+    name = NAMES[number % len(NAMES)]
+    return DeviceProfile(peer(number), name, 4000 * MB, layer, 8e-3, 0, parts, wire)
 
 
 def at_mbit(mbit: float, *devices: DeviceProfile) -> Cluster:

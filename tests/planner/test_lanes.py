@@ -16,10 +16,10 @@ from tests.planner.homes import at_mbit, board
 FREE = WireCost(0.0, 0.0, 0.0, 0.0, own_core=False)
 
 
-def wires(count: int = 2, speed: float = 1.0, cost: WireCost = FREE) -> Wires:
+def wires(count: int = 2, speed: float = 1.0, cost: WireCost = FREE, burst_s: float = 0.0) -> Wires:
     """Bytes a second, and no latency."""
     speeds = tuple(tuple(inf if a == b else speed for b in range(count)) for a in range(count))
-    return Wires(speeds, ((0.0,) * count,) * count, (cost,) * count)
+    return Wires(speeds, ((0.0,) * count,) * count, ((burst_s,) * count,) * count, (cost,) * count)
 
 
 def ends(programs: list[Program], between: Wires) -> list[float]:
@@ -55,6 +55,27 @@ def test_two_that_send_to_one_share_what_goes_into_it() -> None:
     to_first = [[[Chunk(1.0, pieces=(Piece(0, key, 4, 1),))]] for key in ("a", "b")]
     waits = [[Chunk(0.0, needs=("a", "b"))]]
     assert ends([waits, *to_first], wires(3))[0] == 9.0
+
+
+def test_three_that_send_to_each_other_in_turn_share_nothing() -> None:
+    """Each begins with the next one, so that at any time one piece goes into each device."""
+    programs: list[Program] = []
+    for me in range(3):
+        pieces = tuple(Piece((me + step) % 3, me, 4, 1) for step in (1, 2))
+        needs = tuple((me + step) % 3 for step in (1, 2))
+        programs.append([[Chunk(1.0, pieces=pieces), Chunk(0.0, needs=needs)]])
+    assert ends(programs, wires(3)) == [9.0, 9.0, 9.0]
+
+
+def test_an_idle_link_is_ahead_by_a_burst() -> None:
+    """And again when it has been idle for as long as that took."""
+    sends = [[Chunk(1.0, pieces=(Piece(1, "a", 4, 1),)), Chunk(1.0, pieces=(Piece(1, "b", 4, 1),))]]
+    waits = [[Chunk(0.0, needs=("a",)), Chunk(0.0, needs=("b",))]]
+    assert ends([sends, [waits[0][:1]]], wires(burst_s=3.0))[1] == 2.0
+    assert ends([sends, waits], wires(burst_s=3.0))[1] == 6.0  # at 9.0 without
+    later = [[sends[0][0], Chunk(4.0, pieces=(Piece(1, "b", 4, 1),))]]
+    assert ends([later, waits], wires(burst_s=3.0))[1] == 6.0
+    assert ends([sends, waits], wires(burst_s=30.0))[1] == 2.0
 
 
 def test_what_can_go_on_goes_on_while_the_rest_waits() -> None:

@@ -11,7 +11,7 @@ from planner.sound import is_sound
 from runtime import profiler
 from runtime.compute.torch_device import CPU
 from runtime.measured import Measured, store, stored
-from runtime.part_timing import PartSeconds, part_curves, small_cut
+from runtime.part_timing import PartSeconds, Spent, by_clock, part_curves, small_cut
 from runtime.profiler import measure
 from runtime.weights import Checkpoint
 from tests.planner.homes import peer
@@ -113,7 +113,9 @@ def test_what_computing_leaves_for_the_network(
 ) -> None:
     monkeypatch.setattr(profiler, "cores", lambda busy: found if busy == threads + 1 else 0.0)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert profiler.share_of_cores(CPU) == (slowdown, own_core)
+    spent = Spent()
+    spent.note(passed(0.1, slowdown))
+    assert profiler.share_of_cores(CPU, spent) == (slowdown, own_core)
 
 
 def test_a_share_too_slow_to_measure_grows_as_the_whole_layer() -> None:
@@ -129,16 +131,45 @@ def test_a_share_too_slow_to_measure_grows_as_the_whole_layer() -> None:
     assert seconds_s == pytest.approx([0.3 * 3.5 * rows for rows in (1, 64, 512)])
 
 
+def passed(own_s: float, stretch: float) -> PartSeconds:
+    """A pass that took so long by the clock as its thread was stopped."""
+    return PartSeconds(own_s, 0.0, 0.0, 0.0, 0.0, wall=own_s * stretch)
+
+
 def test_parts_of_a_thread_that_is_stopped_take_as_long_as_all_of_it() -> None:
     """With a quarter of a core; the small share was never stopped while it was measured."""
     whole = {64: PartSeconds(1.0, 2.0, 1.0, 5.0, 1.0, wall=40.0)}
     small = {64: PartSeconds(0.25, 0.5, 0.25, 1.25, 1.0, wall=3.25)}
+    spent = Spent()
+    for one in (whole, whole, small):
+        spent.note(one[64])
     cut = small_cut(8, 256)
     assert cut is not None
-    found = part_curves(8, 256, cut, whole, small, CPU, 4.0)
+    found = part_curves(8, 256, cut, by_clock(whole, spent), by_clock(small, spent), CPU, 4.0)
     assert found.whole.mlp.at(64) == pytest.approx(20.0)
     assert found.small.mlp.at(64) == pytest.approx(5.0)
     assert found.connect.at(64) == pytest.approx(4.0)
+
+
+def test_somebody_else_on_the_processor_for_a_while_makes_no_slow_device() -> None:
+    spent = Spent()
+    for stretch in (4.0, 4.1, 9.0, 3.9, 4.0):
+        spent.note(passed(0.1, stretch))
+    assert spent.stretch == 4.0
+    assert spent.is_known
+
+
+def test_a_limited_device_is_not_known_from_one_pass() -> None:
+    spent = Spent()
+    assert not spent.is_told
+    for _ in range(2):
+        spent.note(passed(0.1, 6.0))
+        assert not spent.is_known
+    spent.note(passed(0.1, 4.0))
+    assert spent.is_known
+    free = Spent()
+    free.note(passed(0.001, 1.01))
+    assert free.is_known
 
 
 @pytest.mark.parametrize(("heads", "columns"), [(1, 4096), (16, 1)])

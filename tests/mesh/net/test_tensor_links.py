@@ -484,6 +484,7 @@ async def test_measuring_sends_few_bytes_and_none_to_the_handler():
         assert measured.bytes_per_s > 1e6
         assert 0 < measured.frame_s < 0.1
         assert 0 <= measured.byte_s < 1e-6  # of the processor: less than the link takes
+        assert 0 <= measured.burst_bytes <= TENSOR_TILE_BYTES / 2
         assert not two.frames
         probed = two.links.stats(one.peer).received_bytes
         assert probed <= MAX_PROBE_BYTES + 200 * 100
