@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from apps.planning.agenda import Task
+from apps.planning.drifting import Drifting
 from apps.planning.ledger import Ledger, Use, uses
 from apps.planning.messages import Wish
 from apps.planning.refusals import Refusals
@@ -40,10 +41,13 @@ class Drawing:
 class Architect:
     """Decides, and changes nothing."""
 
-    def __init__(self, node: Node, ledger: Ledger, waiting: WaitingRoom) -> None:
+    def __init__(
+        self, node: Node, ledger: Ledger, waiting: WaitingRoom, drifting: Drifting
+    ) -> None:
         self._node = node
         self._ledger = ledger
         self._waiting = waiting
+        self._drifting = drifting
 
     async def draw(self, task: Task, refusals: Refusals) -> Drawing:
         """Raises DoesNotFit, or NoRoom where those in use keep the model out.
@@ -80,7 +84,8 @@ class Architect:
         if epoch is None:
             raise NoLeader("the mesh has no leader")
         able = tuple(one for one in findings.cluster.devices if one.device not in out)
-        cluster, absent = replace(findings.cluster, devices=able), {**findings.absent, **out}
+        cluster = self._drifting.corrected(replace(findings.cluster, devices=able))
+        absent = {**findings.absent, **out}
 
         def arranged(tenants: list[Tenant], idle_s: float) -> Arrangement:
             allowed = replace(EVERYTHING, grouped=_grouped(tenants), wires=wires_to(wish.wire))

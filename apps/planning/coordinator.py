@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from apps.ask import unless
 from apps.planning.agenda import Task, next_task
 from apps.planning.architect import Architect
 from apps.planning.changeover import Changeover
+from apps.planning.drifting import LOOK_S, Drifting
 from apps.planning.ledger import Entry, Ledger
 from apps.planning.messages import Blame, Outcome, WantReply, Wish
 from apps.planning.refusals import Refusals
@@ -54,7 +56,8 @@ class Coordinator:
         self._ledger = Ledger()
         self._refusals: dict[ModelId, Refusals] = defaultdict(Refusals)
         self._failures: Counter[ModelId] = Counter()
-        self._architect = Architect(self._node, self._ledger, self._waiting)
+        self._drifting = Drifting(self._node, self._ledger)
+        self._architect = Architect(self._node, self._ledger, self._waiting, self._drifting)
         self._telling = Telling(self._node, self._on_lacks, self._work.set)
         self._changeover = Changeover(self._node, self._ledger, self._telling, self._timeline)
 
@@ -88,6 +91,7 @@ class Coordinator:
         if self._ledger.left(peer):
             self._lost.set()
         self._telling.forget(peer)
+        self._drifting.forget(peer)
         for refusals in self._refusals.values():
             refusals.forget(peer)
 
@@ -130,10 +134,22 @@ class Coordinator:
         self._ledger.recall(known, self._now_s)
         self._work.set()
         while True:
-            await self._work.wait()
+            await self._anything_to_do()
             self._work.clear()
             await self._work_off()
             self._tell()
+
+    async def _anything_to_do(self) -> None:
+        """Returns when there is. Meanwhile it watches how fast the plans go."""
+        while not self._work.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._work.wait()
+                    return
+            with suppress(MeshError):  # the next look tells as much
+                changed = StaleEpoch("there is something to do at once")
+                if await unless(self._work, self._drifting.look(), changed):
+                    return
 
     async def _work_off(self) -> None:
         """All that can be done now; what is in vain is looked at again when something changes."""
@@ -199,6 +215,7 @@ class Coordinator:
                 plan_ms=(self._now_s - started_s) * 1e3,
             )
         del self._failures[task.model]
+        entry.drift = ""
         unmeasured = drawing.unmeasured | refusals.planned()
         entry.wish, entry.considered, entry.as_of = task.wish, present - unmeasured, as_of
         if unmeasured:
@@ -242,7 +259,7 @@ class Coordinator:
         return (
             self._ledger.is_whole(entry, self._node.view.epoch)
             and entry.wish.model.is_held_like(wish.model)
-            and old.stages == plan.stages
+            and (old.stages, old.head) == (plan.stages, plan.head)
             and old.capacity.context <= plan.capacity.context
         )
 
@@ -266,6 +283,7 @@ class Coordinator:
         is_wanted = self._waiting.count(model) > 0
         if entry is not None and self._ledger.is_whole(entry, self._node.view.epoch):
             entry.considered, entry.as_of = self._present(), self._ledger.departures
+            entry.drift = ""
         elif entry is not None and isinstance(error, NoRoom) and not is_wanted:
             self._changeover.evict(task.model, "since it has no place beside the others any more")
         elif entry is not None:

@@ -31,6 +31,7 @@ class Entry:
     is_sure: bool = True  # whether its devices are known to hold it ready
     is_leaving: bool = False  # it was to make room, and that was not done to the end
     is_lapsed: bool = False  # no devices can hold it now; planned anew when one comes
+    drift: str = ""  # why its prediction no longer holds, until it is planned anew
 
     def idle_s(self, now_s: float) -> float:
         return max(0.0, now_s - max(self.used_s, self.handed_s))
@@ -169,7 +170,7 @@ class Ledger:
         why = why_replan(entry.plan, self._since(view.epoch), present - gone, considered, names)
         if why is None and not entry.is_sure:
             return "not all of its devices hold it ready"
-        return why
+        return why or entry.drift or None
 
     def tenants(
         self, besides: ModelId | None, epoch: Epoch | None, now_s: float, uses: Mapping[PlanId, Use]

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from typing import Any, cast
 
 import pytest
 
 from apps.models.messages import BRING_SHARE, BringReply
+from apps.planning import coordinator as coordinator_module
 from apps.planning.coordinator import Coordinator
 from apps.planning.messages import (
     COMMIT_PLAN,
@@ -21,6 +23,7 @@ from apps.planning.messages import (
     Blame,
     Commit,
     CommitReply,
+    EffortsReport,
     ModelRef,
     Outcome,
     Prepare,
@@ -40,6 +43,7 @@ from planner.memory import held_bytes
 from planner.plan import Capacity, Plan, Span
 from planner.profile import Curve, DeviceProfile, LinkProfile
 from runtime.compute.precision import Precision
+from runtime.efforts import Measured, PlanEfforts
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.weights import Checkpoint
@@ -77,6 +81,9 @@ class Home:
         self.memory = dict(zip(self.desks, memory, strict=True))
         self.timeline = Timeline()
         self.fault: Fault = lambda device, topic: None
+        self.times = dict.fromkeys(self.desks, 1.0)  # as long as it measured each takes
+        self.turns = self.asked = 0
+        self.layer_s, self.bytes_per_s = 1e-3, 1e8
         self.view = View(peer(0), (), Epoch(1, peer(0)), peer(0), 1)
         self.here = set(self.desks)
         self._show()
@@ -187,6 +194,9 @@ class Home:
                 return to_plain(CommitReply(lacks))
             case "profile.device":
                 return to_plain(self._profile(device))
+            case "plan.efforts":
+                self.asked += 1
+                return to_plain(EffortsReport(self._measured(device)))
         assert topic == BRING_SHARE, topic
         return to_plain(BringReply(Outcome.OK, "", 0, 0))
 
@@ -199,12 +209,32 @@ class Home:
             return PrepareReply(Outcome.BUSY, str(error))
         return PrepareReply(Outcome.OK, "")
 
+    def _measured(self, device: PeerId) -> tuple[PlanEfforts, ...]:
+        """What it measured of tokens under the plans in which it computes."""
+        found = []
+        for entry in self.coordinator._ledger.entries:
+            plan = entry.plan
+            took_s = sum(
+                one.decode.compute_s
+                for one in plan.predicted.forecasts
+                if plan.stages[one.stage].shares[one.share].device == device
+            )
+            if took_s and self.turns:
+                took_s = self.times[device] * (took_s / self.believed(device))
+                tokens = Measured(self.turns, 1.0, 1.0, took_s, 0.0, 0.0, 0.0, 0.0)
+                found.append(PlanEfforts(plan.plan_id, None, tokens))
+        return tuple(found)
+
+    def believed(self, device: PeerId) -> float:
+        """How many times as long as it measured the leader thinks that a device takes."""
+        return self.coordinator._drifting._factors.devices.get(device, 1.0)
+
     def _profile(self, device: PeerId) -> ProfileReply:
-        curve = Curve(((1, 1e-3), (512, 40e-3)))
+        curve = Curve(((1, self.layer_s), (512, 40 * self.layer_s)))
         name = f"device{list(self.desks).index(device)}"
         profile = DeviceProfile(device, name, self.memory[device], curve, 1e-3, 0)
         links = tuple(
-            LinkProfile(source, target, 1e-3, 1e8)
+            LinkProfile(source, target, 1e-3, self.bytes_per_s)
             for source, target in permutations(self.desks, 2)
             if source == device
         )
@@ -527,3 +557,99 @@ async def test_a_device_that_computes_wrongly_is_left_out_until_it_has_been_away
         home._show()
         home.coordinator.on_view_changed()
         assert len((await home.plan(models[0])).devices) == 2
+
+
+# --- a device becomes slower ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "LOOK_S", 0.02)
+
+
+@asynccontextmanager
+async def far_apart(models: list[Checkpoint]) -> AsyncIterator[Home]:
+    """Two devices that answer so slowly that one notices, and better alone than together."""
+    async with Home.of(models, 4 * size(models[0]), 4 * size(models[0])) as home:
+        home.layer_s, home.bytes_per_s = 10e-3, 1e5
+        yield home
+
+
+async def looked(home: Home, times: int = 3) -> None:
+    """The leader has looked so many times more, each time at new efforts."""
+    for _ in range(times):
+        home.turns += 16
+        await home.until(partial(_asked, home, home.asked + 2 * len(home.desks)))
+
+
+def _asked(home: Home, times: int) -> bool:
+    return home.asked >= times
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_a_plan_leaves_a_device_that_became_slow_and_stays_where_it_is(
+    models: list[Checkpoint],
+) -> None:
+    async with far_apart(models) as home:
+        first = await home.use(models[0])
+        (slow,) = first.devices
+        await looked(home)
+        assert (await home.plan(models[0])).plan_id == first.plan_id, "it goes as predicted"
+        home.times[slow] = 4.0
+        home.turns += 16
+        await home.until(lambda: len(home.said("installed")) == 2)
+        second = await home.plan(models[0])
+        assert slow not in second.devices
+        said = [text for text in home.said("planning") if "times as long as it measured" in text]
+        assert len(said) == 1
+        assert f"device{list(home.desks).index(slow)} takes 3.2 times as long" in said[0]
+        await looked(home, 5)
+        assert (await home.plan(models[0])).plan_id == second.plan_id
+        assert len(home.said("installed")) == 2, "it does not flap"
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_a_conversation_ends_before_its_plan_is_replaced(models: list[Checkpoint]) -> None:
+    async with far_apart(models) as home:
+        first = await home.plan(models[0])
+        session = home.talk(first)
+        home.times[first.devices[0]] = 4.0
+        await looked(home, 4)
+        assert len(home.said("installed")) == 1
+        home.hang_up(first, session)
+        await home.until(lambda: len(home.said("installed")) == 2)
+        assert first.devices[0] not in (await home.plan(models[0])).devices
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_slower_by_a_little_moves_nothing(models: list[Checkpoint]) -> None:
+    async with far_apart(models) as home:
+        first = await home.use(models[0])
+        for times in (1.3, 0.9, 1.5, 1.0, 1.6):
+            home.times[first.devices[0]] = times
+            await looked(home, 1)
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+        assert len(home.said("planning")) == 1
+
+
+@pytest.mark.usefixtures("looks_often")
+async def test_who_does_not_answer_for_its_efforts_changes_no_plan(
+    models: list[Checkpoint],
+) -> None:
+    async with far_apart(models) as home:
+        first = await home.use(models[0])
+        home.times[first.devices[0]] = 4.0
+        asked: list[PeerId] = []
+
+        def silent(device: PeerId, topic: str) -> Exception | None:
+            if topic != "plan.efforts":
+                return None
+            asked.append(device)
+            return LinkClosed("no answer")
+
+        home.fault = silent
+        home.turns += 16
+        await home.until(lambda: len(asked) >= 6)
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+        home.fault = lambda device, topic: None
+        await home.until(lambda: len(home.said("installed")) == 2)
