@@ -12,6 +12,7 @@ from apps.chaos.case import Case
 from apps.chaos.command import run_faults
 from apps.chaos.faults import FAULTS
 from apps.chaos.figures import fold, got_worse, merged, percentile, read_lines
+from apps.chaos.nightly import steps
 from apps.chaos.numbered import numbered_tests, numbers_in
 from apps.chaos.promises import PROMISES
 from apps.chaos.report import FIGURES, ROOT, page
@@ -144,6 +145,17 @@ def test_the_same_seed_is_the_same_accident() -> None:
     assert cases == [Case.of(seed) for seed in range(50)]
     assert all(len({case.owner, case.victim, case.second}) == 3 for case in cases)
     assert {case.devices for case in cases} == {3, 4, 5}
+
+
+def test_the_night_has_every_fault_and_a_part_of_it_has_a_part_of_each(tmp_path: Path) -> None:
+    whole = {step.name: step.command for step in steps(tmp_path, 1.0)}
+    assert {*FAULTS, "seeds", "fuzz", "crowd", "siege", "soak", "figures"} == whole.keys()
+    assert whole["kill"][5:7] == ("--runs", "50")
+    assert "1000" in whole["crowd"]
+    part = {step.name: step.command for step in steps(tmp_path, 0.001)}
+    assert part.keys() == whole.keys()
+    assert part["kill"][5:7] == ("--runs", "1")
+    assert "17" in part["crowd"]
 
 
 def test_a_fault_that_there_is_not_is_refused_in_words() -> None:
