@@ -22,9 +22,11 @@ def chaos(
     ] = None,
     fault: Annotated[
         str | None,
-        typer.Option(help="On real processes of this machine instead: kill, unplug, ..., soak."),
+        typer.Option(
+            help="On real processes of this machine instead: kill,unplug,... in turns; or soak."
+        ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="How often that fault.")] = 10,
+    runs: Annotated[int, typer.Option(min=1, help="How often each fault.")] = 10,
     devices: Annotated[
         int | None, typer.Option(min=3, max=5, help="In each home; the seed says otherwise.")
     ] = None,
@@ -67,10 +69,10 @@ def real(
     from apps.chaos.command import run_faults
     from apps.chaos.runs import Asked
 
-    asked = Asked(fault, seeds, devices, seconds=seconds)
+    asked = Asked(tuple(fault.split(",")), seeds, devices, seconds=seconds)
     outcome = run_faults(asked, out_file, lambda line: None if quiet else print(line, flush=True))
     if quiet:
-        print_json({**outcome.line, "wrong": list(outcome.wrong)})
+        print_json({"faults": list(outcome.lines), "wrong": list(outcome.wrong)})
     else:
         out.print(outcome.text)
         for text in outcome.wrong:

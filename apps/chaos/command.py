@@ -29,25 +29,13 @@ T = TypeVar("T")
 class Outcome:
     """Of all runs."""
 
-    line: Line  # folded, or the soak's own
+    lines: tuple[Line, ...]  # folded, one a fault; or the soak's own
     wrong: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """A few lines for a person."""
-        if self.line["fault"] == SOAK:
-            return (
-                f"{self.line['faults']} faults in {self.line['seconds'] / 60:.1f} min, tokens "
-                f"equal in {self.line['tokens_equal']}, resident memory drifted by "
-                f"{self.line['rss_drift']:.1%}"
-            )
-        lines = [f"{self.line['runs']} runs, tokens equal in {self.line['tokens_equal']}"]
-        for time in TIMES:
-            if time in self.line:
-                spread = self.line[time]
-                figures = "  ".join(f"{name} {spread[name]:7.0f}" for name in QUANTILES)
-                lines.append(f"{time:>10}  {figures}  n {spread['n']}")
-        return "\n".join(lines)
+        return "\n".join(map(_text, self.lines))
 
 
 def run_faults(asked: Asked, out: Path | None, tell: Callable[[str], None]) -> Outcome:
@@ -64,38 +52,56 @@ def run_faults(asked: Asked, out: Path | None, tell: Callable[[str], None]) -> O
         tell(line)
         file(line)
 
-    if asked.fault == SOAK:
+    if SOAK in asked.faults:
         seconds = SOAK_S if asked.seconds is None else asked.seconds
         hour = _unless_ended(
             soak(seconds, asked.seeds.start, note, model=asked.model, memory=asked.memory)
         )
         file(json.dumps(hour.as_dict()))
-        return Outcome(hour.as_dict(), hour.wrong)
+        return Outcome((hour.as_dict(),), hour.wrong)
     records = _unless_ended(run_all(asked, note))
     if not records:
         raise ConfigError("there was no time for a single run; give it more --seconds")
-    (line,) = fold(record.as_dict() for record in records)
-    wrong = [f"seed {one.seed}: {text}" for one in records for text in one.wrong]
-    return Outcome(line, tuple(wrong))
+    lines = fold(record.as_dict() for record in records)
+    wrong = [f"{one.fault}, seed {one.seed}: {text}" for one in records for text in one.wrong]
+    return Outcome(tuple(lines), tuple(wrong))
+
+
+def _text(line: Line) -> str:
+    if line["fault"] == SOAK:
+        return (
+            f"{line['faults']} faults in {line['seconds'] / 60:.1f} min, tokens equal in "
+            f"{line['tokens_equal']}, resident memory drifted by {line['rss_drift']:.1%}"
+        )
+    lines = [f"{line['fault']}: {line['runs']} runs, tokens equal in {line['tokens_equal']}"]
+    for time in TIMES:
+        if time in line:
+            figures = "  ".join(f"{name} {line[time][name]:7.0f}" for name in QUANTILES)
+            lines.append(f"{time:>10}  {figures}  n {line[time]['n']}")
+    return "\n".join(lines)
 
 
 def _check(asked: Asked) -> None:
     names = [*FAULTS, SOAK]
-    if asked.fault not in names:
-        raise ConfigError(f"no fault is called {asked.fault!r}; there are: {', '.join(names)}")
+    for name in asked.faults:
+        if name not in names:
+            raise ConfigError(f"no fault is called {name!r}; there are: {', '.join(names)}")
     if asked.model == DEFAULT_MODEL and not has_default_model():
         raise ConfigError(
-            "the default model is not installed (pip install 'potluck[gemma]'); or name a file "
-            "with --model, and with --memory so much that two devices can hold it, and one cannot"
+            "the default model is not installed (pip install 'potluck[gemma]'), and these runs "
+            "talk with it"
         )
-    if asked.fault == SOAK:
-        return  # takes what this machine can have
-    fault = FAULTS[asked.fault]
-    if reason := fault.equipment.why_not():
-        raise ConfigError(f"{asked.fault} cannot be done here: {reason}")
-    if asked.devices is not None and asked.devices not in fault.devices:
-        fits = f"{fault.devices.start} to {fault.devices.stop - 1}"
-        raise ConfigError(f"{asked.fault} takes {fits} devices, not {asked.devices}")
+    if SOAK in asked.faults:
+        if asked.faults != (SOAK,):
+            raise ConfigError("a soak has all faults in it; ask for nothing beside it")
+        return  # it takes what this machine can have
+    for name in asked.faults:
+        fault = FAULTS[name]
+        if reason := fault.equipment.why_not():
+            raise ConfigError(f"{name} cannot be done here: {reason}")
+        if asked.devices is not None and asked.devices not in fault.devices:
+            fits = f"{fault.devices.start} to {fault.devices.stop - 1}"
+            raise ConfigError(f"{name} takes {fits} devices, not {asked.devices}")
 
 
 def _one_thread_each() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from apps.chaos.case import TOKENS, Case
+from apps.chaos.equipment import Equipment
 from apps.chaos.fault import Fault, Seen
 from apps.chaos.faults import FAULTS
 from apps.chaos.home import Home, status_of
@@ -29,17 +30,31 @@ POLL_S = 0.1
 class Asked:
     """Which runs."""
 
-    fault: str
-    seeds: range
+    faults: tuple[str, ...]  # in turns
+    seeds: range  # of each
     devices: int | None = None  # as many in each home; None: the seed says
     model: str = DEFAULT_MODEL
     memory: str = MEMORY
     seconds: float | None = None  # no run begins later than this
 
-    def cases(self) -> list[Case]:
-        fault = FAULTS[self.fault]
-        count = fault.devices if self.devices is None else range(self.devices, self.devices + 1)
-        return [Case.of(seed, count) for seed in self.seeds]
+    def cases(self) -> list[tuple[str, Case]]:
+        """Each fault under each seed."""
+        return [
+            (name, Case.of(seed, self._counts(name))) for seed in self.seeds for name in self.faults
+        ]
+
+    def _counts(self, name: str) -> range:
+        if self.devices is None:
+            return FAULTS[name].devices
+        return range(self.devices, self.devices + 1)
+
+    @property
+    def equipment(self) -> Equipment:
+        """What a home needs for all of them."""
+        found = Equipment()
+        for name in self.faults:
+            found |= FAULTS[name].equipment
+        return found
 
 
 async def run_all(asked: Asked, tell: Callable[[Record], None]) -> list[Record]:
@@ -49,8 +64,8 @@ async def run_all(asked: Asked, tell: Callable[[Record], None]) -> list[Record]:
     until_s = time.monotonic() + asked.seconds if asked.seconds is not None else None
     records: list[Record] = []
     cases = asked.cases()
-    for count in sorted({case.devices for case in cases}):
-        waiting = [case for case in cases if case.devices == count]
+    for count in sorted({case.devices for _, case in cases}):
+        waiting = [one for one in cases if one[1].devices == count]
         while waiting and (until_s is None or time.monotonic() < until_s):
             records += await _in_one_home(asked, count, waiting, until_s, tell)
     return records
@@ -59,16 +74,16 @@ async def run_all(asked: Asked, tell: Callable[[Record], None]) -> list[Record]:
 async def _in_one_home(
     asked: Asked,
     count: int,
-    waiting: list[Case],
+    waiting: list[tuple[str, Case]],
     until_s: float | None,
     tell: Callable[[Record], None],
 ) -> list[Record]:
     """Takes cases off the list until the home is not whole any more after one of them."""
     records = []
-    equipment = FAULTS[asked.fault].equipment
-    async with Home.of(count, asked.memory, equipment=equipment) as home:
+    async with Home.of(count, asked.memory, equipment=asked.equipment) as home:
         while waiting and (until_s is None or time.monotonic() < until_s):
-            record = await run_case(home, waiting.pop(0), asked.model, asked.fault)
+            name, case = waiting.pop(0)
+            record = await run_case(home, case, asked.model, name)
             tell(record)
             records.append(record)
             if record.heal_ms is None:

@@ -160,6 +160,8 @@ def test_the_night_has_every_fault_and_a_part_of_it_has_a_part_of_each(tmp_path:
 
 def test_a_fault_that_there_is_not_is_refused_in_words() -> None:
     with pytest.raises(ConfigError, match="no fault is called 'earthquake'.*unplug"):
-        run_faults(Asked("earthquake", range(1)), None, print)
+        run_faults(Asked(("kill", "earthquake"), range(1)), None, print)
     with pytest.raises(ConfigError, match="busy takes"):
-        run_faults(Asked("busy", range(1), devices=3), None, print)
+        run_faults(Asked(("busy",), range(1), devices=3), None, print)
+    with pytest.raises(ConfigError, match="nothing beside it"):
+        run_faults(Asked(("soak", "kill"), range(1)), None, print)
