@@ -68,7 +68,8 @@ class Attack:
             with suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError, TimeoutError):
                 async with asyncio.timeout(max(0.01, self._ends_s - time.monotonic())):
                     await attack()
-            await asyncio.sleep((IDLE / CONNECTS_PER_S) * random.uniform(0.5, 1.5))
+            pause_s = (IDLE / CONNECTS_PER_S) * random.uniform(0.5, 1.5)
+            await asyncio.sleep(min(pause_s, max(0.0, self._ends_s - time.monotonic())))
 
     async def _open(
         self, context: ssl.SSLContext | None
