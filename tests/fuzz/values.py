@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import types
 from collections.abc import Iterator
@@ -74,18 +75,23 @@ def changed(plain: Any, rng: random.Random) -> Any:
     for _ in range(rng.randint(1, 3)):
         places = list(_places(plain))
         if not places:
-            return rng.choice(WILD)
+            return _lie(rng)
         holder, key = rng.choice(places)
         match rng.randint(0, 3):
             case 0 if isinstance(holder, list):
                 del holder[key]
             case 1 if isinstance(holder, list):
-                holder.insert(key, holder[key])
+                holder.insert(key, copy.deepcopy(holder[key]))
             case 2:
                 holder[key] = [holder[key]]
             case _:
-                holder[key] = rng.choice(WILD)
+                holder[key] = _lie(rng)
     return plain
+
+
+def _lie(rng: random.Random) -> Any:
+    """A copy: what is put somewhere may be changed there."""
+    return copy.deepcopy(rng.choice(WILD))
 
 
 def _places(plain: Any) -> Iterator[tuple[Any, Any]]:
