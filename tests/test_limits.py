@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,10 +119,10 @@ async def silence_s() -> float:
         nursery = Nursery()
         nursery.open(tasks)
         hello = Hello(1, ME, "attic", 1, 1, None, None, ())
-        links = ControlLinks(
-            ME, nursery, lambda: hello, lambda _: None, lambda *_: None, lambda *_: None,
-            lambda *_: None,
-        )  # fmt: skip
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("refusal", "on_up", "on_message", "on_down", "on_parked"), lambda *_: None
+        )
+        links = ControlLinks(ME, nursery, lambda: hello, **nothing)
         door = Door(transport, links, nursery, lambda _: None, lambda *_: None)
         await door.listen()
         door.open()
