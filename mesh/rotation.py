@@ -39,9 +39,12 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
+    """`in_force`: at the sender already; else it is handed out for the sender's promise."""
+
     generation: int
     secret: bytes
     roster: bytes
+    in_force: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ def promise_of(keyring: Keyring) -> Promise:
     return Promise(keyring.generation, _pack(keyring.roster))
 
 
-def offer_of(keyring: Keyring) -> NewSecret:
-    return NewSecret(keyring.generation, keyring.secret.raw, _pack(keyring.roster))
+def offer_of(keyring: Keyring, *, in_force: bool) -> NewSecret:
+    return NewSecret(keyring.generation, keyring.secret.raw, _pack(keyring.roster), in_force)
 
 
 def next_keyring(

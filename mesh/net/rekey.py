@@ -59,7 +59,12 @@ class RekeyDesk:
 
     def promise(self, peer: PeerId) -> Promise:
         """Raises RotationRefused while another device has our promise."""
-        self._check_promise(peer)
+        holder = self._holder
+        if holder is not None and holder != peer:
+            raise RotationRefused(
+                f"{holder.short} is giving the mesh a new secret at this moment; "
+                f"try again in {PROMISE_S:g} s"
+            )
         self._promised_to = peer
         self._until_s = asyncio.get_running_loop().time() + PROMISE_S
         return promise_of(self._credentials.keyring)
@@ -94,7 +99,11 @@ class RekeyDesk:
             return Refusal(str(error))
 
     def _take(self, giver: PeerId, offer: NewSecret) -> Taken:
-        self._check_promise(giver)
+        """A device that was stopped in the middle of its rotation finds its promises gone: others
+        may have rotated meanwhile.
+        """
+        if not offer.in_force and self._holder != giver:
+            raise RotationRefused("the promise has run out; rotate again")
         mine = self._credentials.keyring
         keyring = take_offer(mine, self._credentials.identity.peer, giver, offer)
         if keyring is not mine:
@@ -103,14 +112,11 @@ class RekeyDesk:
         self.release(giver)
         return Taken(keyring.generation)
 
-    def _check_promise(self, peer: PeerId) -> None:
+    @property
+    def _holder(self) -> PeerId | None:
+        """Who has our promise now."""
         held = asyncio.get_running_loop().time() < self._until_s
-        if held and self._promised_to not in (None, peer):
-            assert self._promised_to is not None
-            raise RotationRefused(
-                f"{self._promised_to.short} is giving the mesh a new secret at this moment; "
-                f"try again in {PROMISE_S:g} s"
-            )
+        return self._promised_to if held else None
 
 
 async def ask_peer(

@@ -19,7 +19,7 @@ from mesh.errors import (
 )
 from mesh.ids import Address, PeerId
 from mesh.keyring import Keyring
-from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE, REKEY_INTERVAL_S
+from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE, REKEY_INTERVAL_S, ROTATE_TIMEOUT_S
 from mesh.net.credentials import Credentials
 from mesh.net.dialer import Dialer
 from mesh.net.rekey import RekeyDesk, ask_peer
@@ -100,6 +100,8 @@ class Rotator:
             secret = MeshSecret.new()
             keyring = next_keyring(mine, self._me, promises, out, secret, force=force)
             taken = await self._hand_out(keyring, promises, force=force)
+            if self._credentials.keyring.secret != mine.secret:
+                raise RotationRefused("another device has given the mesh a new secret meanwhile")
             self._credentials.adopt(keyring)
         finally:
             self._desk.release(self._me)
@@ -128,7 +130,8 @@ class Rotator:
         self, keyring: Keyring, to: Iterable[PeerId], *, force: bool
     ) -> frozenset[PeerId]:
         """Before this device takes it itself: if all crash now, nobody is left alone with it."""
-        answers = await self._ask_all(self._dialer, to, offer_of(keyring))
+        offer = offer_of(keyring, in_force=False)
+        answers = await self._ask_all(self._dialer, to, offer)
         taken = frozenset(peer for peer, one in answers.items() if isinstance(one, Taken))
         for peer, one in answers.items():
             if peer not in taken:
@@ -148,19 +151,24 @@ class Rotator:
     async def _ask(self, dialer: Dialer, peer: PeerId, question: RekeyMessage) -> _Answer:
         """The answer, or why there is none; tries wherever the peer was met."""
         why: Exception = LinkError(f"nobody knows where {peer.short} is")
-        for address in self._addresses(peer):
-            try:
-                return await ask_peer(dialer, address, peer, question)
-            except (LinkError, ProtocolError, TimeoutError, RotationRefused) as error:
-                why = error
+        try:
+            async with asyncio.timeout(2 * ROTATE_TIMEOUT_S):  # both questions within PROMISE_S
+                for address in self._addresses(peer):
+                    try:
+                        return await ask_peer(dialer, address, peer, question)
+                    except (LinkError, ProtocolError, TimeoutError, RotationRefused) as error:
+                        why = error
+        except TimeoutError as error:
+            why = error
         return why
 
     async def _bring(self, peer: PeerId) -> None:
         """To a device that was off: over a link below the secret that it still has."""
-        for secret in self._credentials.keyring.old:
+        keyring = self._credentials.keyring
+        for secret in keyring.old:
             dialer = Dialer(MeshTrust(self._credentials.identity, secret))
             try:
-                answer = await self._ask(dialer, peer, offer_of(self._credentials.keyring))
+                answer = await self._ask(dialer, peer, offer_of(keyring, in_force=True))
             finally:
                 await dialer.close()
             if isinstance(answer, Taken):

@@ -98,10 +98,10 @@ def test_a_generation_that_cannot_grow_is_refused_in_words() -> None:
 
 def test_an_offer_is_taken_from_a_member_and_once() -> None:
     mine, offered = keyring(A), Keyring(NEW, 2, frozenset((A, B)))
-    taken = take_offer(mine, B, A, offer_of(offered))
+    taken = take_offer(mine, B, A, offer_of(offered, in_force=True))
     assert (taken.secret, taken.generation, taken.roster) == (NEW, 2, {A, B})
     assert taken.old == (OLD,)
-    assert take_offer(taken, B, A, offer_of(offered)) is taken  # again: no change
+    assert take_offer(taken, B, A, offer_of(offered, in_force=True)) is taken  # again: no change
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_an_offer_is_refused(
     giver: PeerId, generation: int, roster: tuple[PeerId, ...], why: str
 ) -> None:
     """Test 21 for the second: an old offer, replayed, changes nothing."""
-    offer = offer_of(Keyring(NEW, generation, frozenset(roster)))
+    offer = offer_of(Keyring(NEW, generation, frozenset(roster)), in_force=True)
     with pytest.raises(RotationRefused, match=why):
         take_offer(keyring(A), B, giver, offer)
 
@@ -124,10 +124,10 @@ def test_an_offer_is_refused(
 @pytest.mark.parametrize(
     "offer",
     [
-        NewSecret(2, b"short", b""),
-        NewSecret(2, bytes(16), b"not ids"),
-        NewSecret(2**40, bytes(16), bytes.fromhex(A + B)),
-        NewSecret(2, bytes(16), bytes(32) + bytes.fromhex(A) + bytes.fromhex(B) + bytes(1)),
+        NewSecret(2, b"short", b"", True),
+        NewSecret(2, bytes(16), b"not ids", True),
+        NewSecret(2**40, bytes(16), bytes.fromhex(A + B), True),
+        NewSecret(2, bytes(16), bytes(32) + bytes.fromhex(A) + bytes.fromhex(B) + bytes(1), True),
     ],
 )
 def test_what_is_no_offer_is_a_broken_rule(offer: NewSecret) -> None:
@@ -137,7 +137,7 @@ def test_what_is_no_offer_is_a_broken_rule(offer: NewSecret) -> None:
 
 def test_the_largest_roster_fits_a_message() -> None:
     roster = frozenset(PeerId(f"{number:064x}") for number in range(MAX_ROSTER))
-    offer = offer_of(Keyring(NEW, MAX_GENERATION, roster))
+    offer = offer_of(Keyring(NEW, MAX_GENERATION, roster), in_force=True)
     assert len(encode_rekey(offer)) <= MAX_CONTROL_BYTES
     assert decode_rekey(encode_rekey(offer)) == offer
 

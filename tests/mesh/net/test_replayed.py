@@ -194,7 +194,7 @@ def test_frames_that_a_sender_repeats_are_dropped_on_the_same_and_on_a_new_link(
     receiver.start(start)
     for message in messages:
         assert receiver.take(message) is not None
-        receiver.done(len(message))
+        receiver.done(len(message), 0.0)
     for _ in range(2):
         assert [receiver.take(message) for message in messages] == [None, None, None]
         receiver.start(start)  # a new link of the same stream, from its beginning
@@ -238,7 +238,7 @@ async def test_an_old_secret_offered_again_is_refused(tmp_path: Path) -> None:
     """Test 21: the message that brought secret number 2, when number 3 is in force."""
     async with members(tmp_path, "kitchen", "den") as (kitchen, den):
         await kitchen.rotator.rotate()
-        offer = offer_of(kitchen.credentials.keyring)
+        offer = offer_of(kitchen.credentials.keyring, in_force=True)
         await until(lambda: kitchen.linked(den) and den.linked(kitchen))
         await kitchen.rotator.rotate()
         with pytest.raises(RotationRefused, match="number 3 already"):

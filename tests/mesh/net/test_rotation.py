@@ -161,6 +161,27 @@ async def test_a_crash_before_anybody_has_it_leaves_everything_as_it_was(tmp_pat
         await until(lambda: one_mesh(there, 2))
 
 
+async def test_one_that_slept_in_the_middle_of_its_rotation_makes_no_second_mesh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with members(tmp_path, "kitchen", "den", "attic") as there:
+        kitchen, den, attic = there
+        hand_out = kitchen.rotator._hand_out
+
+        async def sleepy(keyring, to, *, force):
+            for one in (den, attic):
+                one.desk._until_s = 0.0  # it slept until the promises had run out
+            return await hand_out(keyring, to, force=force)
+
+        monkeypatch.setattr(kitchen.rotator, "_hand_out", sleepy)
+        with pytest.raises(RotationRefused, match="promise has run out"):
+            await kitchen.rotator.rotate()
+        assert [one.generation for one in there] == [1, 1, 1]
+        monkeypatch.undo()
+        await kitchen.rotator.rotate()
+        await until(lambda: one_mesh(there, 2))
+
+
 async def test_two_who_rotate_at_once_end_in_one_mesh(tmp_path: Path) -> None:
     async with members(tmp_path, "kitchen", "den", "attic") as there:
         results = await asyncio.gather(
@@ -215,7 +236,7 @@ async def test_a_stranger_below_the_old_secret_cannot_re_key_a_device(tmp_path: 
     """Only a PeerId that the device knows as a member may, whatever certificate is shown."""
     async with members(tmp_path, "kitchen", "den") as (kitchen, den):
         stranger = Dialer(MeshTrust(Identity.generate(), den.secret))
-        offer = offer_of(Keyring(MeshSecret.new(), 9, frozenset((den.peer,))))
+        offer = offer_of(Keyring(MeshSecret.new(), 9, frozenset((den.peer,))), in_force=True)
         with pytest.raises(LinkClosed, match="does not know the caller"):
             await ask_peer(stranger, den.address, den.peer, offer)
         await stranger.close()
