@@ -110,6 +110,7 @@ class Engine:
             sharing=self.models.serve(means.server, self._is_member, self.use),
         )
         node.subscribe(self._on_event)
+        node.watch_progress(lambda: self.pipeline.meter.is_stuck)
 
     async def run(self) -> None:
         """Takes part until cancelled."""

@@ -26,7 +26,13 @@ __all__ = [
     "waiting",
 ]
 
-HEALTH_STYLE = {"alive": "green", "suspect": "yellow", "dead": "red", "left": "dim"}
+HEALTH_STYLE = {
+    "alive": "green",
+    "degraded": "yellow",
+    "suspect": "yellow",
+    "dead": "red",
+    "left": "dim",
+}
 
 
 class Waiting(Protocol):
@@ -110,7 +116,7 @@ def status(out: Console, body: dict[str, Any]) -> None:
     for member in mesh["members"]:
         marks = " (leads)" if member["id"] == mesh["leader"] else ""
         marks += " (this one)" if member["id"] == body["device"]["id"] else ""
-        health = member["health"]
+        health = "degraded" if member.get("degraded") else member["health"]
         link = member["link"] or {}
         table.add_row(
             escape(member["name"]) + marks,

@@ -59,6 +59,7 @@ class Core:
         self._started_as = 0
         self._sequence = 0
         self._late_s = 0.0
+        self.is_stuck = False  # this device's own work does not get on, as the shell knows
         self._effects: list[Effect] = []
         self._beat_due = False
         self._is_stale = False  # the table has changed, and what is drawn from it has not
@@ -141,6 +142,7 @@ class Core:
             voted=now.ballot.voted,
             followers=now.followers,
             loop_lag_s=late_s,
+            stuck=self.is_stuck,
             expects=expects,
             sightings=self.table.sightings(self._circle.members if self._crowd.is_on else None),
         )
@@ -461,14 +463,18 @@ class Core:
             self._redraw(now_s)
         epoch, leader = self._leadership.ballot.accepted, self._situation().leader
         self._pleading = self._pleading and leader is None
-        view = replace(self.view, members=self._members, epoch=epoch, leader=leader)
-        if view.members is not self.view.members or (epoch, leader) != (
-            self.view.epoch,
-            self.view.leader,
-        ):
+        before = self.view
+        view = replace(
+            before, members=self._members, epoch=epoch, leader=leader, degraded=self._degraded()
+        )
+        if view.members is not before.members or view.changes(before):
             self.view = replace(view, version=view.version + 1)
             self._do(Emit(ViewChanged(now_s, reason, self.view)))
         self._crowd.flush(now_s)
+
+    def _degraded(self) -> frozenset[PeerId]:
+        stuck = {peer for peer, beat in self._beats.latest.items() if beat.stuck}
+        return frozenset(stuck | {self.table.me.peer} if self.is_stuck else stuck)
 
     def _do(self, effect: Effect) -> None:
         self._effects.append(effect)

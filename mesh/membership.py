@@ -39,6 +39,12 @@ class View:
     epoch: Epoch | None  # the last one this device accepted: the fencing number
     leader: PeerId | None  # who leads in `epoch`, while it is here
     version: int
+    degraded: frozenset[PeerId] = frozenset()  # alive, but their work does not get on
+
+    def changes(self, before: View) -> bool:
+        """Whether another leads, or others are degraded; the members are not looked at."""
+        now, then = (self.epoch, self.leader), (before.epoch, before.leader)
+        return now != then or self.degraded != before.degraded
 
     @property
     def alive(self) -> tuple[Member, ...]:

@@ -63,6 +63,7 @@ class Beat:
     voted: Epoch | None  # its last vote: it accepts no other epoch at or below that counter
     followers: int  # devices that accepted the sender's epoch, as it sees them, itself included
     loop_lag_s: float
+    stuck: bool  # its work does not get on: it lives, and is degraded
     expects: bool  # the sender judges the receiver's silence, so it wants beats back
     sightings: tuple[Sighting, ...]
 

@@ -85,6 +85,7 @@ class Node:
         )
         self._early_hints: list[tuple[Address, PeerId | None]] = []
         self._subscribers = Subscribers()
+        self._is_stuck: Callable[[], bool] = lambda: False
         self._started = asyncio.Event()
         self._left = asyncio.Event()
         self._address: Address | None = None
@@ -170,6 +171,10 @@ class Node:
     async def notify(self, peer: PeerId, topic: str, body: Any) -> None:
         """Raises LinkClosed; whether it arrives, nobody tells."""
         await self._requests.tell(peer, topic, body)
+
+    def watch_progress(self, is_stuck: Callable[[], bool]) -> None:
+        """`is_stuck` is asked before each beat; the others plan without a device that is."""
+        self._is_stuck = is_stuck
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Called with every event, in order, in the loop; the returned function ends it."""
@@ -266,6 +271,7 @@ class Node:
             due_s += TICK_S
             await asyncio.sleep(due_s - self._now_s)
             now_s = self._now_s
+            self._core.is_stuck = self._is_stuck()
             self._core.tick(now_s, now_s - due_s)
             self._carry_out()
             if now_s >= beat_s:

@@ -18,6 +18,7 @@ class Chores:
         self.changed = threading.Condition()  # notified when one comes
         # Of the worker's thread, which alone writes them.
         self.worked_s = 0.0  # it did chores
+        self.is_idle = False  # it waits for other devices just now, and has nothing to do
         self.waited_s = 0.0  # it had to wait for other devices, and had nothing to do
         self._waiting: deque[Callable[[], None]] = deque()
 

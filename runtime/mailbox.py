@@ -128,8 +128,11 @@ class Mailbox(Generic[K, T]):
             )
         if self._chores is None or not self._chores.waiting:
             started_s = time.perf_counter()
+            if self._chores is not None:
+                self._chores.is_idle = True
             self._changed.wait(left_s)
             if self._chores is not None:
+                self._chores.is_idle = False
                 self._chores.waited_s += time.perf_counter() - started_s
             return
         self._changed.release()

@@ -15,6 +15,9 @@ from runtime.efforts import PlanEfforts, Turn, of_prompts, of_tokens
 from runtime.stage import Slice
 from runtime.turns import SHORT_ROWS
 
+STUCK_FACTOR: Final = 5  # times as long as such turns take here, and a device is degraded
+STUCK_LEAST_S: Final = 2.0  # below, a busy moment of the machine would count
+FIRST_TURN_S: Final = 6.0  # taken for the length of a turn where none was measured: loops compile
 WINDOW: Final = 48  # turns of each kind: a few seconds of an answer, some prompts
 
 
@@ -27,6 +30,7 @@ class _Kept:
     # The last ones of both kinds, with that under way: what they sent is heard of later.
     started: deque[Turn] = field(default_factory=lambda: deque(maxlen=2 * WINDOW))
     is_under_way: bool = False
+    is_prompt: bool = False  # the one under way
     ended_s: float = 0.0  # the last one
     early_bytes: int = 0  # came for the next one
 
@@ -57,6 +61,20 @@ class Meter:
             for plan, kept in self._plans.items()
         )
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a turn under way takes far longer than such turns do here, and waits for nobody:
+        this device lives, and its work does not get on.
+        """
+        if self._chores.is_idle:
+            return False
+        now_s = self._now_s()
+        return any(
+            now_s - kept.started[-1].started_s > _patience_s(kept)
+            for kept in self._plans.values()
+            if kept.is_under_way
+        )
+
     @contextmanager
     def turn(self, plan: PlanId, slices: Sequence[Slice], used_s: float | None) -> Iterator[None]:
         """Around a turn; one that fails does not count. `used_s` is when a conversation came or
@@ -68,7 +86,7 @@ class Meter:
         turn = Turn(sum(len(each.rows) for each in slices), len(slices), started_s)
         turn.received_bytes, kept.early_bytes = kept.early_bytes, 0
         kept.started.append(turn)
-        kept.is_under_way = True
+        kept.is_under_way, kept.is_prompt = True, is_prompt
         since_s = max(kept.ended_s, used_s if used_s is not None else started_s)
         idle_s = max(0.0, started_s - since_s)
         beside_s = min(idle_s, self._chores.worked_s - self._chores_s)
@@ -101,3 +119,14 @@ class Meter:
                 turn.sent_bytes += header.tile_bytes
                 turn.wire_s += seconds
                 return
+
+
+def _patience_s(kept: _Kept) -> float:
+    """How long the turn under way may take. Prompts take as long as they have rows."""
+    turn = kept.started[-1]
+    if kept.is_prompt:
+        paces = [one.compute_s / one.rows for one in kept.prompts if one.rows]
+        expected_s = max(paces, default=FIRST_TURN_S / turn.rows) * turn.rows
+    else:
+        expected_s = max((one.compute_s for one in kept.tokens), default=FIRST_TURN_S)
+    return max(STUCK_LEAST_S, STUCK_FACTOR * expected_s)

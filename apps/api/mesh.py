@@ -167,6 +167,7 @@ class MeshRoutes:
             "id": str(member.peer),
             "name": member.name,
             "health": member.health.value,
+            "degraded": peer in self._node.view.degraded,
             "incarnation": member.incarnation,
             "address": str(member.address) if member.address else None,
             "shares": [

@@ -6,7 +6,7 @@ It asks the devices what they measured and, only where others have to make room,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -42,9 +42,16 @@ class Architect:
     """Decides, and changes nothing."""
 
     def __init__(
-        self, node: Node, ledger: Ledger, waiting: WaitingRoom, drifting: Drifting
+        self,
+        node: Node,
+        ledger: Ledger,
+        waiting: WaitingRoom,
+        drifting: Drifting,
+        shunned: Callable[[], Mapping[PeerId, str]],
     ) -> None:
+        """`shunned` tells who is here but better not planned with, and why."""
         self._node = node
+        self._shunned = shunned
         self._ledger = ledger
         self._waiting = waiting
         self._drifting = drifting
@@ -59,9 +66,19 @@ class Architect:
         if task.is_broken:
             known = await survey(self._node, task.wish, measure=False)
             with suppress(DoesNotFit, NoRoom):
-                return Drawing(await self._arranged(task, known, refusals, keep), known.unmeasured)
+                return Drawing(await self._calmly(task, known, refusals, keep), known.unmeasured)
         findings = await survey(self._node, task.wish, measure=True)
-        return Drawing(await self._arranged(task, findings, refusals, keep), findings.unmeasured)
+        return Drawing(await self._calmly(task, findings, refusals, keep), findings.unmeasured)
+
+    async def _calmly(
+        self, task: Task, findings: Findings, refusals: Refusals, keep: Plan | None
+    ) -> Arrangement:
+        """Without the devices that come and go, or are stuck, if it can be done without them."""
+        shunned = self._shunned()
+        if shunned:
+            with suppress(DoesNotFit, NoRoom):
+                return await self._arranged(task, findings, {**refusals.out, **shunned}, keep)
+        return await self._arranged(task, findings, refusals.out, keep)
 
     async def _kept(self, wish: Wish) -> Plan | None:
         """The model's plan so far. Raises NoRoom where it is in use in another precision."""
@@ -78,9 +95,9 @@ class Architect:
         return None
 
     async def _arranged(
-        self, task: Task, findings: Findings, refusals: Refusals, keep: Plan | None
+        self, task: Task, findings: Findings, out: Mapping[PeerId, str], keep: Plan | None
     ) -> Arrangement:
-        epoch, wish, out = self._node.view.epoch, task.wish, refusals.out
+        epoch, wish = self._node.view.epoch, task.wish
         if epoch is None:
             raise NoLeader("the mesh has no leader")
         able = tuple(one for one in findings.cluster.devices if one.device not in out)

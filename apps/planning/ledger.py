@@ -50,6 +50,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.departures = 0
+        self.shunned: frozenset[PeerId] = frozenset()  # here, but not planned with if avoidable
         self.version = 0  # of what the devices should be told
         self._entries: dict[ModelId, Entry] = {}
         self._departed: dict[PeerId, int] = {}
@@ -162,6 +163,8 @@ class Ledger:
         """Why there should be another plan for the model; None when this one is good."""
         names = {member.peer: member.name for member in view.members}
         present = frozenset(member.peer for member in view.alive)
+        if not entry.is_lapsed:  # they join once they are calm
+            present -= self.shunned - frozenset(entry.plan.devices)
         considered = entry.considered - self._gone(entry, entry.considered)
         if entry.is_lapsed:
             joined = sorted(names[peer] for peer in present - considered)

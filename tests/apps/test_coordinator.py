@@ -143,6 +143,11 @@ class Home:
         self.coordinator.on_gone(peer(number))
         self.coordinator.on_view_changed()
 
+    def come_back(self, number: int) -> None:
+        self.here.add(peer(number))
+        self._show()
+        self.coordinator.on_view_changed()
+
     def models_on(self, number: int) -> set[str]:
         return {
             held.checkpoint.path.stem for held in self.desks[peer(number)].holdings.models.values()
@@ -460,6 +465,50 @@ async def test_a_device_that_was_away_ends_what_left_meanwhile(models: list[Chec
         home._show()
         home.coordinator.on_view_changed()
         await home.until(lambda: first.plan_id not in home.desks[peer(away)].known())
+
+
+async def test_a_device_that_comes_and_goes_is_left_alone_and_the_others_work_on(
+    models: list[Checkpoint],
+) -> None:
+    """Test 12: from its second departure on nothing is planned with it, or anew because of it."""
+    room = size(models[0])
+    async with Home.of(models, room, room) as home:
+        first = await home.use(models[0])
+        flapping = list(home.desks).index(first.devices[0])
+        for _ in range(8):
+            home.lose(flapping)
+            plan = await home.use(models[0])
+            home.come_back(flapping)
+            await asyncio.sleep(0.02)
+        assert peer(flapping) not in plan.devices
+        assert len(home.said("installed")) <= 4
+        assert (await home.use(models[0])).plan_id == plan.plan_id, "nobody lost a place over it"
+
+
+async def test_a_device_that_flaps_is_planned_with_where_nothing_else_would_do(
+    models: list[Checkpoint],
+) -> None:
+    async with Home.of(models, size(models[0])) as home:
+        await home.use(models[0])
+        for _ in range(3):
+            home.lose(0)
+            home.come_back(0)
+        assert (await home.use(models[0])).devices == (peer(0),)
+
+
+async def test_the_next_plan_avoids_a_device_whose_work_does_not_get_on(
+    models: list[Checkpoint],
+) -> None:
+    """Slow is not dead: it stays a member, its plan stays in force, and the next goes elsewhere."""
+    room = 3 * size(models[0])
+    async with Home.of(models, room, room) as home:
+        first = await home.use(models[0])
+        stuck = first.devices[0]
+        home.view = replace(home.view, degraded=frozenset([stuck]))
+        home.coordinator.on_view_changed()
+        second = await home.use(models[1])
+        assert stuck not in second.devices
+        assert (await home.use(models[0])).plan_id == first.plan_id
 
 
 # --- faults ---------------------------------------------------------------------------------------

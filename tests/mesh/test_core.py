@@ -14,7 +14,7 @@ from mesh.state_store import MemoryStore
 ME, YOU, THIRD = (PeerId(digit * 64) for digit in "abc")
 HERE = Address("10.0.0.1", 8478)
 THERE = Address("10.0.0.2", 8478)
-BEAT = Beat(1, 1, None, False, False, None, 1, 0.0, True, ())
+BEAT = Beat(1, 1, None, False, False, None, 1, 0.0, False, True, ())
 
 
 def hello(peer: PeerId = YOU) -> Hello:
@@ -98,3 +98,38 @@ def test_nobody_listening_at_its_address_settles_a_death_at_once() -> None:
     core.link_lost(YOU, "reset", 0.2)
     core.refused(THERE, 0.21)
     assert deaths(core.take_effects()) == [YOU]
+
+
+def test_a_loop_that_was_blocked_for_five_seconds_doubts_itself_and_accuses_nobody() -> None:
+    """Test 5: its score rises, its next beat tells how late it was, and beats that waited in the
+    meantime are heard before anybody is judged.
+    """
+    core = started()
+    core.tick(5.35, late_s=5.0)
+    core.take_beat(hello(), THERE, replace(BEAT, sequence=2), 5.36)
+    core.tick(5.6, late_s=0.0)
+    effects = core.take_effects()
+    assert deaths(effects) == []
+    assert not any(isinstance(e, Emit) and isinstance(e.event, PeerSuspected) for e in effects)
+    assert core.local_health.score == 1
+    assert core.beat().loop_lag_s == 5.0
+
+
+def test_an_accusation_that_turns_out_wrong_makes_us_doubt_ourselves() -> None:
+    core = started()
+    core.tick(1.7, 0.0)
+    core.take_beat(hello(), THERE, replace(BEAT, sequence=2), 1.8)
+    assert core.local_health.score == 1
+
+
+def test_a_device_whose_work_is_stuck_is_degraded_and_stays_a_member() -> None:
+    core = started()
+    core.take_beat(hello(), THERE, replace(BEAT, sequence=2, stuck=True), 0.5)
+    assert core.view.degraded == {YOU}
+    assert core.view.is_here(YOU)
+    core.take_beat(hello(), THERE, replace(BEAT, sequence=3), 1.0)
+    assert core.view.degraded == frozenset()
+    core.is_stuck = True
+    core.tick(1.1, 0.0)
+    assert core.view.degraded == {ME}
+    assert core.beat().stuck

@@ -34,7 +34,7 @@ def beat(
     followers: int = 1,
     voted: Epoch | None = None,
 ) -> Beat:
-    return Beat(1, 1, epoch, leads, has_leader, voted, followers, 0.0, True, ())
+    return Beat(1, 1, epoch, leads, has_leader, voted, followers, 0.0, False, True, ())
 
 
 def situation(

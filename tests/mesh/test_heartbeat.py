@@ -6,7 +6,7 @@ ME, YOU, THIRD = (PeerId(digit * 64) for digit in "abc")
 
 
 def beat(sequence: int, incarnation: int = 1, *sightings: Sighting) -> Beat:
-    return Beat(sequence, incarnation, None, False, False, None, 1, 0.0, True, sightings)
+    return Beat(sequence, incarnation, None, False, False, None, 1, 0.0, False, True, sightings)
 
 
 def saw(peer: PeerId, health: Health, incarnation: int = 1) -> Sighting:

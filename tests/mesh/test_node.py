@@ -255,7 +255,7 @@ def test_another_version_is_refused_in_words_once_and_harms_nobody() -> None:
         encode("Hello"),
         encode(["Hello", []]),
         encode_message(hello(PeerId("e" * 64))),
-        encode_message(Beat(1, 1, None, False, False, None, 1, 0.0, True, ())),
+        encode_message(Beat(1, 1, None, False, False, None, 1, 0.0, False, True, ())),
     ],
 )
 def test_a_bad_greeting_closes_the_link_and_the_node_lives(first: bytes) -> None:
