@@ -320,7 +320,7 @@ class Core:
         self._apply(membership.suspect(self.table, peer, reason), now_s)
         record = self.table.records[peer]
         if record.member.health is Health.SUSPECT:  # by others before us, perhaps: we confirm
-            self._crowd.accused(peer, record.member.incarnation, me, now_s)
+            self._crowd.accuse(peer, record.member.incarnation, now_s)
             self._crowd.spread(membership.rumour_of(record, me))
 
     def bury(self, peer: PeerId, reason: str, now_s: float) -> None:

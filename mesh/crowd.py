@@ -6,17 +6,16 @@ Below FEW_MEMBERS all of this rests, but for answers to those who already count 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
+from mesh.accusations import Accusations
 from mesh.effects import Dial, Effect, Tell
 from mesh.ids import Address, Epoch, PeerId
 from mesh.limits import (
     GOSSIP_FANOUT,
     GOSSIP_PAUSE_S,
-    MAX_PAGE,
     MAX_RUMOURS,
     NEED_LINK_S,
     NEIGHBOURS,
@@ -28,7 +27,7 @@ from mesh.limits import (
     SYNC_EVERY_S,
     SYNC_TIMEOUT_S,
 )
-from mesh.membership import Membership, Record, rumour_of
+from mesh.membership import Membership, Record
 from mesh.messages import (
     Ack,
     Crowded,
@@ -43,6 +42,7 @@ from mesh.messages import (
     Want,
 )
 from mesh.overlay import neighbours, some
+from mesh.pages import digest_of, page_of
 from mesh.rumours import Rumours
 from mesh.swim import Probe, Step, is_crowd, next_step, suspicion_s, tellings
 
@@ -69,15 +69,6 @@ class Hands(Protocol):
     def follow(self, epoch: Epoch, now_s: float) -> None: ...
 
 
-@dataclass(slots=True)
-class _Accusation:
-    """Of one incarnation of a member."""
-
-    incarnation: int
-    since_s: float
-    by: set[PeerId] = field(default_factory=set)
-
-
 class Crowd:
     """`chance` is 0..1, anew with each call."""
 
@@ -93,7 +84,7 @@ class Crowd:
         self._rumours = Rumours()
         self._epoch_tellings = 0
         self._is_fresh = False  # something is to be told that nobody was told yet
-        self._accused: dict[PeerId, _Accusation] = {}
+        self._accused = Accusations()
         self._probes: dict[PeerId, Probe] = {}
         self._round: list[PeerId] = []
         self._sought: dict[PeerId, dict[PeerId, float]] = {}  # by whom, until when
@@ -117,22 +108,14 @@ class Crowd:
         self._epoch_tellings = tellings(len(self._hands.here))
         self._is_fresh = True
 
-    def accused(self, peer: PeerId, incarnation: int, by: PeerId, now_s: float) -> bool:
-        """Notes an accusation; whether it is news."""
-        known = self._accused.get(peer)
-        if known is None or known.incarnation < incarnation:
-            known = self._accused[peer] = _Accusation(incarnation, now_s)
-        elif known.incarnation > incarnation or by in known.by:
-            return False
-        known.by.add(by)
-        return True
+    def accuse(self, peer: PeerId, incarnation: int, now_s: float) -> None:
+        """This device has looked, and heard nothing: the count begins, or goes on."""
+        self._accused.add(peer, incarnation, self._hands.table.me.peer, now_s, anew=True)
 
     def cleared(self, peer: PeerId) -> None:
         """It spoke again, or is gone: a later accusation starts anew."""
         self._probes.pop(peer, None)
-        known = self._accused.get(peer)
-        if known is not None:
-            known.since_s = float("inf")
+        self._accused.clear(peer)
 
     def heard(self, peer: PeerId, incarnation: int, now_s: float) -> None:
         """A sign of life: for those too who asked us to look."""
@@ -142,7 +125,7 @@ class Crowd:
 
     def greet(self, peer: PeerId) -> None:
         if self.is_on:
-            self._do(Tell(peer, self._digest()))
+            self._do(Tell(peer, digest_of(self._records())))
 
     def link_lost(self, peer: PeerId, now_s: float) -> None:
         """Its process may be gone, or only the link: others look at once, and so do we."""
@@ -152,8 +135,7 @@ class Crowd:
     def slept(self) -> None:
         """We did not run: nobody is to blame for what we did not hear."""
         self._probes.clear()
-        for known in self._accused.values():
-            known.since_s = float("inf")
+        self._accused.clear_all()
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -169,7 +151,7 @@ class Crowd:
         if now_s >= self._sync_s:
             self._sync_s = now_s + SYNC_EVERY_S * (0.5 + self._chance())
             for peer in some(self._near(), 1, self._chance):
-                self._do(Tell(peer, self._digest()))
+                self._do(Tell(peer, digest_of(self._records())))
         self._gossip(now_s)
 
     def flush(self, now_s: float) -> None:
@@ -197,10 +179,10 @@ class Crowd:
             case Seek(sought, address):
                 self._seek(sought, address, peer, now_s)
             case Digest():
-                if message != self._digest() and self._may_sync(now_s):
+                if message != digest_of(self._records()) and self._may_sync(now_s):
                     self._want(peer, None, now_s)
             case Want(after):
-                self._do(Tell(peer, self._page(after)))
+                self._do(Tell(peer, page_of(self._records(), after)))
             case Page(rumours, more):
                 for rumour in rumours:
                     self._take_entry(rumour, peer, now_s)
@@ -282,10 +264,10 @@ class Crowd:
 
     def _bury_the_silent(self, factor: int, now_s: float) -> None:
         members = len(self._hands.here)
-        for peer, accusation in list(self._accused.items()):
+        for peer, accusation in self._accused:
             record = self._hands.table.records.get(peer)
             if record is None or not record.member.is_here:
-                del self._accused[peer]
+                self._accused.drop(peer)
             elif record.member.health is Health.SUSPECT:
                 confirmations = len(accusation.by) - 1
                 waited_s = now_s - accusation.since_s
@@ -322,7 +304,7 @@ class Crowd:
             return
         if rumour.incarnation < record.member.incarnation:
             return
-        if not self.accused(rumour.peer, rumour.incarnation, rumour.by, now_s):
+        if not self._accused.add(rumour.peer, rumour.incarnation, rumour.by, now_s):
             return
         self._hands.learn(rumour, now_s)
         self.spread(rumour)
@@ -343,13 +325,10 @@ class Crowd:
         else:
             self._hands.learn(rumour, now_s)
 
-    def _digest(self) -> Digest:
+    def _records(self) -> dict[PeerId, Record]:
+        """Of all, this device included."""
         table = self._hands.table
-        here = sorted(
-            (member.peer, member.incarnation) for member in table.members if member.is_here
-        )
-        mark = hashlib.sha256(repr(here).encode()).digest()[:8]
-        return Digest(len(here), mark)
+        return {**table.records, table.me.peer: self._hands.own_record}
 
     def _may_sync(self, now_s: float) -> bool:
         return self._syncing is None or now_s >= self._syncing[1]
@@ -357,13 +336,6 @@ class Crowd:
     def _want(self, peer: PeerId, after: PeerId | None, now_s: float) -> None:
         self._syncing = peer, now_s + SYNC_TIMEOUT_S
         self._do(Tell(peer, Want(after)))
-
-    def _page(self, after: PeerId | None) -> Page:
-        table = self._hands.table
-        records = {**table.records, table.me.peer: self._hands.own_record}
-        peers = sorted(peer for peer in records if after is None or peer > after)
-        told = (rumour_of(records[peer]) for peer in peers[:MAX_PAGE])
-        return Page(tuple(told), len(peers) > MAX_PAGE)
 
     # --- links -----------------------------------------------------------------------------------
 

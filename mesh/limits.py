@@ -37,6 +37,7 @@ ACK_DELAY_S: Final = 0.2  # for fewer: each acknowledgement wakes both ends, and
 # --- mesh ----------------------------------------------------------------------------------------
 MAX_MEMBERS: Final = 1024  # a view of them travels in 16 pages; beyond, we refuse in words
 MAX_TENSOR_PEERS: Final = 64  # whom one device exchanges tensors with; plans use far fewer
+MAX_INCARNATION: Final = 1 << 62  # one more still fits a message; nobody gets there by restarting
 MAX_SIGHTINGS: Final = 64  # in a beat or a greeting: 40 KB with the longest names
 MAX_REMEMBERED: Final = 64  # addresses on disk: enough to find a home again, quick to write
 MAX_CANDIDATES: Final = 64  # mDNS hints kept

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mesh.ids import Address, Epoch, PeerId
-from mesh.limits import MAX_MEMBERS, MAX_SIGHTINGS
+from mesh.limits import MAX_INCARNATION, MAX_MEMBERS, MAX_SIGHTINGS
 from mesh.messages import Health, Rumour, Sighting
 
 
@@ -184,7 +184,7 @@ def refute(table: Membership, sightings: tuple[Sighting, ...]) -> int | None:
     """The incarnation to raise ourselves to, where others hold us gone or know a later one."""
     me = table.me
     for sighting in sightings:
-        if sighting.peer != me.peer:
+        if sighting.peer != me.peer or sighting.incarnation > MAX_INCARNATION:
             continue
         gone = sighting.health in (Health.DEAD, Health.LEFT)
         if sighting.incarnation > me.incarnation or (
@@ -196,9 +196,10 @@ def refute(table: Membership, sightings: tuple[Sighting, ...]) -> int | None:
 
 def refute_rumour(table: Membership, rumour: Rumour) -> int | None:
     """The same in a crowd, where a sign of life does not reach all: it refutes a suspicion too."""
-    if rumour.peer != table.me.peer or rumour.incarnation < table.me.incarnation:
+    me = table.me
+    if rumour.peer != me.peer or not me.incarnation <= rumour.incarnation <= MAX_INCARNATION:
         return None
-    alive_as_known = rumour.health is Health.ALIVE and rumour.incarnation == table.me.incarnation
+    alive_as_known = rumour.health is Health.ALIVE and rumour.incarnation == me.incarnation
     return None if alive_as_known else rumour.incarnation + 1
 
 

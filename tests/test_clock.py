@@ -21,10 +21,12 @@ DAY_S = 86400.0
 # Where the wall clock may be read: dates for people, in answers and records that nothing reads.
 TOLD_TO_PEOPLE = {
     "apps/api/openai_answers.py",
+    "apps/chaos/nightly.py",
     "apps/chaos/record.py",
     "apps/chaos/rival.py",
     "apps/chaos/soak.py",
     "apps/chaos/equipment.py",  # the one that sets it
+    "apps/doctor/own.py",  # which tells a person that the clock is off
     "runtime/chat/renderer.py",  # a template may name today's date
 }
 WALL = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}

@@ -28,11 +28,10 @@ RUNS: Final = "runs.jsonl"
 MOST: Final = {"kill": 50, "unplug": 50, "busy": 20}  # 20 times 30 s are the ten minutes of test 4
 OTHERS: Final = 20
 SOAK_S: Final = 3600
-DEVICES: Final = 1000  # simulated
-FEW_DEVICES: Final = 17  # the fewest that do not all beat to all
 SIEGE_PAIRS: Final = 5
 SEEDS: Final = 5000
 FUZZ_MIN: Final = 30
+CROWDS: Final = (17, 50, 200, 1000)  # devices in simulated homes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,8 @@ def steps(folder: Path, share: float) -> Iterator[Step]:
     chaos = ("-m", "apps.cli", "chaos")
     out = ("--out", str(folder / RUNS))
     yield Step("seeds", (*chaos, "--seeds", _part(SEEDS, share)))
-    crowd = str(max(FEW_DEVICES, round(DEVICES * share)))
-    yield Step("crowd", ("-m", "tests.sim.crowds", "--devices", crowd))
+    crowds = [_part(devices, share) if devices > 50 else str(devices) for devices in CROWDS]
+    yield Step("crowds", ("-m", "tests.sim.crowds", "--devices", *crowds))
     minutes = f"{FUZZ_MIN * share:.2f}"
     yield Step("fuzz", ("-m", "tests.fuzz", "--minutes", minutes))
     for fault in FAULTS:

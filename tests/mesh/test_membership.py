@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.ids import Address, PeerId
-from mesh.limits import MAX_MEMBERS, MAX_SIGHTINGS
+from mesh.limits import MAX_INCARNATION, MAX_MEMBERS, MAX_SIGHTINGS
 from mesh.membership import (
     ChangeKind,
     Claim,
@@ -13,10 +13,12 @@ from mesh.membership import (
     depart,
     forgive,
     hear,
+    learn,
     refute,
+    refute_rumour,
     suspect,
 )
-from mesh.messages import Health, Sighting
+from mesh.messages import Health, Rumour, Sighting
 
 ME = PeerId("a" * 64)
 YOU = PeerId("b" * 64)
@@ -96,6 +98,40 @@ def test_we_refute_death_and_outgrow_whoever_used_our_name() -> None:
     assert refute(ALONE, said(Health.DEAD, 2)) is None
     assert refute(ALONE, said(Health.SUSPECT, 3)) is None
     assert refute(ALONE, said(Health.ALIVE, 9)) == 10
+
+
+def test_an_incarnation_that_nobody_can_have_is_not_outgrown() -> None:
+    most = MAX_INCARNATION
+    assert refute(ALONE, (Sighting(ME, "me", most + 1, Health.DEAD, None),)) is None
+    assert refute(ALONE, (Sighting(ME, "me", most, Health.DEAD, None),)) == most + 1
+    told = Rumour(ME, "me", most + 1, 1, Health.DEAD, None, None)
+    assert refute_rumour(ALONE, told) is None
+
+
+def test_in_a_crowd_we_refute_a_suspicion_too() -> None:
+    def told(health: Health, incarnation: int) -> Rumour:
+        return Rumour(ME, "me", incarnation, 1, health, None, YOU)
+
+    assert refute_rumour(ALONE, told(Health.SUSPECT, 3)) == 4
+    assert refute_rumour(ALONE, told(Health.DEAD, 3)) == 4
+    assert refute_rumour(ALONE, told(Health.SUSPECT, 2)) is None
+    assert refute_rumour(ALONE, told(Health.ALIVE, 3)) is None
+    assert refute_rumour(ALONE, told(Health.ALIVE, 9)) == 10
+
+
+def test_what_others_tell_counts_if_it_is_of_no_older_incarnation() -> None:
+    def told(health: Health, incarnation: int) -> Rumour:
+        return Rumour(YOU, "you", incarnation, 1, health, None, None)
+
+    assert kind(learn(ALONE, told(Health.ALIVE, 1), 9.0)) is ChangeKind.JOINED
+    assert kind(learn(ALONE, told(Health.DEAD, 1), 9.0)) is None, "we never knew it"
+    assert kind(learn(met(4), told(Health.DEAD, 3), 12.0)) is None
+    assert kind(learn(met(4), told(Health.ALIVE, 4), 12.0)) is None
+    assert kind(learn(met(4), told(Health.DEAD, 4), 12.0)) is ChangeKind.DIED
+    assert kind(learn(met(4), told(Health.LEFT, 4), 12.0)) is ChangeKind.LEFT
+    assert kind(learn(met(4), told(Health.SUSPECT, 5), 12.0)) is ChangeKind.SUSPECTED
+    restarted = Rumour(YOU, "you", 5, 5, Health.ALIVE, None, None)
+    assert kind(learn(met(4), restarted, 12.0)) is ChangeKind.RESTARTED
 
 
 def test_time_we_slept_through_is_nobodys_silence() -> None:

@@ -1,17 +1,24 @@
 """Many devices: when all-to-all ends, how long an accusation waits, what is told and how often."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.ids import PeerId
+from mesh.accusations import Accusations
+from mesh.ids import Address, Epoch, PeerId
 from mesh.limits import (
     CONFIRMATIONS,
     ELECTORS,
     FEW_AGAIN,
     FEW_MEMBERS,
+    MAX_CONTROL_BYTES,
     MAX_LOCAL_HEALTH,
     MAX_MEMBERS,
+    MAX_NAME_CHARS,
+    MAX_PAGE,
+    MAX_RUMOURS,
     MAX_WAITING_RUMOURS,
     NEIGHBOURS,
     PING_TIMEOUT_S,
@@ -19,8 +26,10 @@ from mesh.limits import (
     SUSPICION_S,
     SUSPICION_SPREAD,
 )
-from mesh.messages import Health, Rumour
+from mesh.membership import Member, Record
+from mesh.messages import Health, News, Page, Rumour, encode_message
 from mesh.overlay import electors, neighbours, some
+from mesh.pages import digest_of, page_of
 from mesh.rumours import Rumours
 from mesh.swim import Probe, Step, is_crowd, next_step, suspicion_s, tellings
 
@@ -129,3 +138,58 @@ def test_rumours_that_wait_stay_bounded_and_the_newest_is_told_first() -> None:
         rumours.add(rumour(number), 1)
     assert len(rumours) == MAX_WAITING_RUMOURS
     assert rumours.take(1)[0].peer == peer(2 * MAX_WAITING_RUMOURS - 1)
+
+
+def test_an_accusation_that_comes_again_is_no_news_and_one_that_was_cleared_starts_anew() -> None:
+    accusations = Accusations()
+    assert accusations.add(peer(1), 3, peer(7), 10.0)
+    assert not accusations.add(peer(1), 3, peer(7), 11.0)
+    assert not accusations.add(peer(1), 2, peer(8), 11.0), "of an older incarnation"
+    accusations.clear(peer(1))
+    assert not accusations.add(peer(1), 3, peer(7), 12.0), "the old rumour, on its way still"
+    assert accusations.add(peer(1), 3, peer(8), 20.0)
+    ((_, found),) = accusations
+    assert (found.since_s, found.by) == (20.0, {peer(8)})
+
+
+def test_who_looked_again_itself_counts_again() -> None:
+    accusations = Accusations()
+    accusations.add(peer(1), 3, peer(7), 10.0)
+    accusations.clear(peer(1))
+    assert accusations.add(peer(1), 3, peer(7), 30.0, anew=True)
+    ((_, found),) = accusations
+    assert (found.since_s, found.by) == (30.0, {peer(7)})
+
+
+def test_a_view_of_a_thousand_fits_its_pages_and_no_member_is_left_out() -> None:
+    records = {}
+    for number in range(1000):
+        name, host = "n" * MAX_NAME_CHARS, "2001:db8:1234:5678:9abc:def0:1234:5678"
+        member = Member(peer(number), name, 1 << 40, Health.ALIVE, Address(host, 65535))
+        records[peer(number)] = Record(member, 1 << 40, 0.0)
+    after, told, pages = None, [], 0
+    while True:
+        page = page_of(records, after)
+        assert len(encode_message(page)) <= MAX_CONTROL_BYTES
+        told += [rumour.peer for rumour in page.rumours]
+        pages, after = pages + 1, told[-1]
+        if not page.more:
+            break
+    assert told == sorted(records)
+    assert pages == -(-1000 // MAX_PAGE)
+    digest = digest_of(records)
+    assert digest == digest_of(dict(reversed(records.items())))
+    gone = records[peer(5)]
+    records[peer(5)] = replace(gone, member=replace(gone.member, health=Health.DEAD))
+    assert digest_of(records) != digest
+
+
+def test_rumours_with_the_longest_names_fit_one_message() -> None:
+    host = "2001:db8:1234:5678:9abc:def0:1234:5678%wlp0s20f3"
+    longest = Rumour(
+        peer(1), "\U0001f600" * MAX_NAME_CHARS, 1 << 62, 1 << 62, Health.SUSPECT,
+        Address(host, 65535), peer(2),
+    )  # fmt: skip
+    epoch = Epoch(1 << 62, peer(3))
+    assert len(encode_message(News((longest,) * MAX_RUMOURS, epoch))) <= MAX_CONTROL_BYTES
+    assert len(encode_message(Page((longest,) * MAX_PAGE, True))) <= MAX_CONTROL_BYTES

@@ -2,7 +2,8 @@
 
     python -m tests.sim.crowds --devices 17 50 200 1000 [--loss 0.05]
 
-prints one JSON line for each number of devices. A thousand take minutes, so `make test` has fewer.
+prints one JSON line for each number of devices, and exits 1 where somebody was wronged. A thousand
+take minutes, so `make test` has fewer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from typing import Any
 
 from apps.sim.clock import run_virtual, virtual_loop
@@ -129,14 +131,31 @@ async def measured(devices: int, seed: int, loss: float) -> dict[str, Any]:
     return found
 
 
+def failings(found: dict[str, Any]) -> list[str]:
+    """Where what was found is not what we promise, in words."""
+    words = [f"{end['how']}: not seen by all" for end in found["ends"] if not _by_all(end)]
+    words += [f"{end['how']}: others died too" for end in found["ends"] if end["false_deaths"]]
+    words += [] if found["one_leader"] else ["not all follow one leader"]
+    return words + (["somebody died in peace"] if found["quiet_false_deaths"] else [])
+
+
+def _by_all(end: dict[str, Any]) -> bool:
+    return bool(end["seen_by"] == end["others"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, nargs="+", default=[17, 50, 200, 1000])
     parser.add_argument("--loss", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    wrong_in: list[str] = []
     for devices in asked.devices:
-        print(json.dumps(run_virtual(measured(devices, asked.seed, asked.loss))), flush=True)
+        found = run_virtual(measured(devices, asked.seed, asked.loss))
+        found["failings"] = failings(found)
+        wrong_in += found["failings"]
+        print(json.dumps(found), flush=True)
+    sys.exit(1 if wrong_in else 0)
 
 
 if __name__ == "__main__":

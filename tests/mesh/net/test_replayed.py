@@ -212,7 +212,8 @@ def test_messages_of_the_mesh_that_are_said_again_change_nothing() -> None:
     core.start(0.0, Address("10.0.0.1", DEFAULT_PORT))
     hello = Hello(1, you, "you", 2, 2, there, None, ())
     beats = [
-        Beat(number, 2, Epoch(number, you), True, True, None, 2, 0.0, ()) for number in range(1, 6)
+        Beat(number, 2, Epoch(number, you), True, True, None, 2, 0.0, False, True, ())
+        for number in range(1, 6)
     ]
     core.take_hello(hello, there, 0.0)
     for number, beat in enumerate(beats):
