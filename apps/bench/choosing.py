@@ -18,6 +18,7 @@ from planner.plan import Capacity, Prediction, Stage, Wire
 from planner.profile import Cluster, DeviceProfile, LinkProfile
 from planner.request import Request
 from planner.shape_text import shape_text
+from planner.words import lacking_text, shortages
 
 NO_LIMIT_BYTES: Final = 1 << 40  # where a home has no memory limits
 RPC_RIVAL: Final = "llama.cpp over RPC: its ready wheel has no rpc-server"
@@ -77,6 +78,12 @@ def expected(
     """What the planner says of a plan that it did not choose; None where it says nothing."""
     found = predict(stages, choice.cluster, model.profile, choice.plan.capacity, request=request)
     return found if isfinite(found.prefill_s) else None
+
+
+def why_impossible(choice: Choice, model: Model, stages: tuple[Stage, ...]) -> str:
+    """Which memory is short for a plan that the planner did not choose; "" where it fits."""
+    short = shortages(stages, choice.cluster, model.profile, choice.plan.capacity)
+    return f"impossible: short by {lacking_text(short, choice.cluster)}" if short else ""
 
 
 def in_words(choice: Choice) -> str:

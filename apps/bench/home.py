@@ -27,6 +27,8 @@ ANSWER_S: Final = 60.0  # a pass of a few large layers on an eighth of a core ta
 MOST_DEVICES: Final = 8
 END_S: Final = 5.0
 MAX_LINE_BYTES: Final = 1 << 22
+MB: Final = 1_000_000
+OWN_BYTES: Final = 200 * MB  # a device takes 172 MB before it has anything of a model
 
 
 class DeviceFailed(PotluckError):
@@ -45,29 +47,47 @@ class Environment:
     @classmethod
     def parse(cls, text: str) -> Environment:
         """`4x0.25@125`: four devices of a quarter of a core, links of 125 Mbit/s; `0.5+0.125@125`:
-        two unequal ones; without `@`, links as fast as the machine. Raises ConfigError.
+        two unequal ones; `2x0.25:450MB@125`: with so much memory each; without `@`, links as fast
+        as the machine. Raises ConfigError.
         """
         devices, _, rate = text.partition("@")
         try:
-            cores = [part for one in devices.split("+") for part in _cores(one)]
+            parts = [part for one in devices.split("+") for part in _parts(one)]
             mbit = int(rate) if rate else None
         except ValueError:
-            cores, mbit = [], None
-        if not 1 < len(cores) <= MOST_DEVICES or not all(0.05 <= one <= 1 for one in cores):
+            parts, mbit = [], None
+        limits = {limit for _, limit in parts}
+        is_one = 1 < len(parts) <= MOST_DEVICES and (None not in limits or limits == {None})
+        if not is_one or not all(0.05 <= cores <= 1 for cores, _ in parts):
             raise ConfigError(
                 f"{text!r} is no home: write 4x0.25@125 for four devices of a quarter of a core "
-                f"and links of 125 Mbit/s, or 0.5+0.125@125 for unequal ones; from 2 to "
-                f"{MOST_DEVICES} devices, of 0.05 to 1 core each"
+                f"and links of 125 Mbit/s, 0.5+0.125@125 for unequal ones, or 2x0.25:450MB@125 for "
+                f"a limit on memory, which then all have; from 2 to {MOST_DEVICES} devices, of "
+                f"0.05 to 1 core and at least {OWN_BYTES // MB} MB each"
             )
-        return cls(text, tuple(sorted(cores, reverse=True)), mbit)
+        parts.sort(key=lambda one: (one[0], one[1] or 0), reverse=True)
+        memory = tuple(limit for _, limit in parts if limit is not None)
+        return cls(text, tuple(cores for cores, _ in parts), mbit, memory)
+
+    @property
+    def model_bytes(self) -> tuple[int, ...]:
+        """What each device has for a model, beside itself; none where there are no limits."""
+        return tuple(limit - OWN_BYTES for limit in self.memory_bytes)
 
     def __str__(self) -> str:
         return self.name
 
 
-def _cores(text: str) -> list[float]:
-    count, times, cores = text.rpartition("x")
-    return [float(cores)] * (int(count) if times else 1)
+def _parts(text: str) -> list[tuple[float, int | None]]:
+    """Cores and memory of each of some devices."""
+    what, _, memory = text.partition(":")
+    count, times, cores = what.rpartition("x")
+    limit = None
+    if memory:
+        limit = int(memory.removesuffix("MB")) * MB
+        if not memory.endswith("MB") or limit < OWN_BYTES:
+            raise ValueError(memory)
+    return [(float(cores), limit)] * (int(count) if times else 1)
 
 
 def why_not() -> str | None:

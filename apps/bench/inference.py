@@ -32,6 +32,7 @@ ENVIRONMENTS: Final = (
     *(f"{cores}@{mbit}" for cores in ("0.5+0.25+0.125", "0.5+0.125") for mbit in (125, 1000)),
     "2x1@1000",
     "2x1",
+    "2x0.25:450MB@125",  # too little for any of the models on one device
 )
 QUICK: Final = ("2x0.25@125", "2x1@1000")
 MIN_RUNS: Final = 5

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from apps.bench.cases import Case
-from apps.bench.choosing import chosen, expected, in_words, surveyed
+from apps.bench.choosing import chosen, expected, in_words, surveyed, why_impossible
 from apps.bench.home import Device, DeviceFailed, Environment, Home, all_of
 from apps.bench.passes import Done, Gloo, Model, Ours, Way, Work
 from apps.bench.strategies import BOUNDS, GLOO, ONE, PLANNER, WIRE, WORK, Party, Strategy, plan_of
@@ -102,10 +102,12 @@ class Measuring:
             found[PLANNER].predicted = choice.plan.predicted
             for strategy in case.strategies:
                 stages = strategy.stages(model.sizes, self.party)
-                prediction = expected(choice, model, stages, case.wanted.request)
-                found[strategy.name].predicted = prediction
+                found[strategy.name].predicted = expected(
+                    choice, model, stages, case.wanted.request
+                )
+                found[strategy.name].failed = why_impossible(choice, model, stages)
             ways[PLANNER] = self._ours(model, choice.plan)
-        if case.has_gloo:
+        if case.has_gloo and not self._is_limited:
             ways[GLOO] = Gloo(self._home, await self._started_ranks(), model)
             found[GLOO] = Passes(name, model.name, GLOO)
         told = await self._in_turns(ways, found, runs)
@@ -126,17 +128,25 @@ class Measuring:
                 where = f"{passes.environment}, {passes.model}: {name}"
                 self._progress(f"{where}, run {turn} of {runs}")
                 try:
-                    if turn == 0:
+                    # Where memory is short, there is one plan at a time.
+                    if turn == 0 or self._is_limited:
                         await ways[name].load()
+                    if turn == 0:
                         told[name] = await ways[name].run(told=True)
                     else:
                         passes.done.append(await ways[name].run(told=False))
+                    if self._is_limited:
+                        await ways[name].end()
                 except DeviceFailed as error:
                     passes.failed = str(error)
         return told
 
+    @property
+    def _is_limited(self) -> bool:
+        return bool(self._home.environment.memory_bytes)
+
     async def _choice(self, case: Case) -> Choice:
-        limits = self._home.environment.memory_bytes
+        limits = self._home.environment.model_bytes
         cluster = await surveyed(self._devices, case.model, limits)
         # A second of arithmetic, while the devices' answers may come.
         return await asyncio.to_thread(chosen, cluster, case.model, case.wanted)
@@ -147,7 +157,7 @@ class Measuring:
             strategy.name: self._ours(model, self._plan(model, strategy))
             for strategy in case.strategies
         }
-        if case.bound is not None:
+        if case.bound is not None and not self._is_limited:
             plan = self._plan(model, case.bound)
             ways[WORK] = Work(self._home, self._devices, model, plan)
             idle = self._plan(model, case.bound)

@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 from apps.bench import cases, cgroups
 from apps.bench.cases import Cases, bound_of, shapes_of
 from apps.bench.cgroups import Group
-from apps.bench.choosing import NO_LIMIT_BYTES, Wanted, chosen, in_words, surveyed
-from apps.bench.home import Environment
+from apps.bench.choosing import (
+    NO_LIMIT_BYTES,
+    Wanted,
+    chosen,
+    in_words,
+    surveyed,
+    why_impossible,
+)
+from apps.bench.home import MB, Environment
 from apps.bench.inference import rows_of
 from apps.bench.inference_goals import Figures, goals_of
 from apps.bench.measuring import Passes, alike, difference
@@ -35,14 +42,16 @@ from apps.bench.strategies import (
     Party,
     Sizes,
     cut,
+    one_device,
     strategies_for,
 )
-from apps.planning.profiles import described
+from apps.planning.profiles import SCRATCH_BYTES, described
 from mesh.codec import to_plain
 from mesh.errors import ConfigError, ModelNotFound
 from mesh.ids import PeerId
 from mesh.net.probe import LinkMeasure
-from planner.plan import ROW_UNITS, Prediction, Share, Span, Split, Wire
+from planner.memory import held_bytes
+from planner.plan import ROW_UNITS, Capacity, Prediction, Share, Span, Split, Wire
 from planner.profile import Curve
 from planner.request import Request
 from runtime.checkpoints import open_model
@@ -65,9 +74,20 @@ def test_a_home_is_said_in_a_few_letters() -> None:
     assert Environment.parse("4x0.25@125") == Environment("4x0.25@125", (0.25,) * 4, 125)
     assert Environment.parse("0.125+0.5@1000").cores == (0.5, 0.125)  # the strongest first
     assert Environment.parse("2x1").mbit is None
+    limited = Environment.parse("0.25:450MB+0.5:600MB@125")
+    assert (limited.cores, limited.memory_bytes) == ((0.5, 0.25), (600 * MB, 450 * MB))
+    assert limited.model_bytes == (400 * MB, 250 * MB)
+    assert Environment.parse("2x0.25:450MB").memory_bytes == (450 * MB,) * 2
+    assert not Environment.parse("2x1").model_bytes
 
 
-@pytest.mark.parametrize("text", ["", "1", "2x0", "9x0.5@125", "2x2@125", "two@125", "2x1@fast"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "1", "2x0", "9x0.5@125", "2x2@125", "two@125", "2x1@fast"),
+        *("2x1:450", "2x1:much", "2x1:10MB", "1:450MB+1", "2x1:-450MB"),
+    ],
+)
 def test_what_is_no_home_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="4x0.25@125"):
         Environment.parse(text)
@@ -183,12 +203,14 @@ def test_a_pipeline_has_no_more_stages_than_there_are_layers() -> None:
 class Told:
     """A device that says what it measured, as the processes of a home do."""
 
-    def __init__(self, index: int, others: Sequence[int], layer_s: float) -> None:
+    def __init__(
+        self, index: int, others: Sequence[int], layer_s: float, memory_bytes: int = 1 << 40
+    ) -> None:
         self.name = f"device {index}"
         self.asked: dict[str, Any] = {}
         links = {peer_of(other): LinkMeasure(1e-4, 1e8, 1e-6, 1e-10) for other in others}
         measured = Measured(Curve(((1, layer_s / 284), (284, layer_s))), 0.001)
-        self._told = described(peer_of(index), self.name, 1 << 40, measured, links)
+        self._told = described(peer_of(index), self.name, memory_bytes, measured, links)
 
     async def ask(self, do: str, **fields: Any) -> Any:
         self.asked = {"do": do, **fields}
@@ -204,6 +226,20 @@ def made(tmp_path: Path) -> Model:
     path = SHAPES["distilbert"].write(tmp_path, 2)
     profile = open_model(path, Precision.FP32).profile()
     return Model("distilbert", path, profile, Sizes(2, 12, 3072), 284, 512)
+
+
+async def test_what_fits_no_device_is_impossible_on_one_and_runs_on_two(tmp_path: Path) -> None:
+    model = made(tmp_path)
+    whole = held_bytes(model.profile, Span(0, 2), Capacity(1, model.context))
+    limit = whole * 3 // 4 + SCRATCH_BYTES
+    devices = [Told(0, [1], 0.2, limit), Told(1, [0], 0.1, limit)]
+    cluster = await surveyed(devices, model, [limit] * 2)  # type: ignore[arg-type]
+    choice = chosen(cluster, model, Wanted(Request(284, 0), Wire.FP16))
+    assert len(choice.plan.devices) == 2
+    assert why_impossible(choice, model, choice.plan.stages) == ""
+    home = Party((peer_of(0), peer_of(1)), (1.0, 1.0))
+    alone = one_device().stages(model.sizes, home)
+    assert why_impossible(choice, model, alone).startswith("impossible: short by ")
 
 
 async def test_the_planner_sees_the_devices_as_they_measured_themselves(tmp_path: Path) -> None:
