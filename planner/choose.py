@@ -36,6 +36,9 @@ __all__ = ["MAX_SEARCHED_DEVICES", "Candidate", "Choice", "choose"]
 MAX_SEARCHED_DEVICES = 10
 
 
+CROWDING = "takes the room of another model of this size"
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The plan, and everything it was compared with: the chosen first, the refused last."""
@@ -62,6 +65,8 @@ def choose(
 
     Holding `wanted` comes first (its context capped by the model's; when nothing holds it, the most
     that can be held), then the predicted time of a request, then fewer devices, then their ids.
+    Where there is room for two models of this size, a plan that holds weights several times leaves
+    room for the other, or is not taken: the next model should make none leave.
 
     `keep` is the running plan. If it can go on, another replaces it only for more capacity, or for
     a gain above SWITCH_GAIN that repays the loading within REPAY_REQUESTS. If it cannot, because a
@@ -88,16 +93,37 @@ def choose(
     rows = sorted(candidates(question, move), key=lambda row: _rank(question, row, move))
     if not rows or rows[0].prediction is None:
         raise DoesNotFit(does_not_fit_text(question, left_out))
-    chosen = _decide(question, rows, running, move)
+    roomy, crowding = _by_room(searched, rows)
+    chosen = _decide(question, roomy, running, move)
     return Choice(
         _plan(question, chosen, epoch, plan_id),
         (
             chosen,
-            *_passed(question, rows, chosen, move),
+            *_passed(question, roomy, chosen, move),
+            *(replace(row, reason=CROWDING) for row in crowding if row.stages != chosen.stages),
             *(refused((one,), why) for one, why in sorted(left_out.items())),
         ),
         searched,
     )
+
+
+def _by_room(cluster: Cluster, rows: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """The candidates, and of the most capacity those apart that take the room of another such model
+    where the smallest plan leaves it. Scratch is taken by one model at a time.
+    """
+    scratch = {one.device: one.scratch_bytes for one in cluster.devices}
+    room = sum(max(0, one.memory_bytes - one.scratch_bytes) for one in cluster.devices)
+
+    def held_bytes(row: Candidate) -> int:
+        assert row.prediction is not None
+        return sum(size - scratch[device] for device, size in row.prediction.memory_bytes)
+
+    able = [row for row in rows if row.prediction and row.capacity == rows[0].capacity]
+    least = min(map(held_bytes, able))
+    if room < 2 * least:
+        return rows, []
+    crowding = [row for row in able if room - held_bytes(row) < least]
+    return [row for row in rows if not any(row is one for one in crowding)], crowding
 
 
 def _decide(

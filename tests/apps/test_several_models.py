@@ -154,8 +154,7 @@ async def test_a_third_model_makes_the_least_recently_used_one_leave(town: Town)
     assert (await town.running()).keys() == {"bob", "cid"}
     leader = await town.leader()
     left = [event for event in leader.events if event["event"] == "evicted"]
-    # For the third, or already for the second, where a plan of several devices took its memory.
-    assert left[-1]["text"].startswith("ada leaves to make room for ")
+    assert left[-1]["text"].startswith("ada leaves to make room for cid; it was last used")
     again = await generate(town.devices[2], town.models[0], PROMPT, TOKENS)
     assert again.token_ids == expected[0]
     assert (await town.running()).keys() == {"ada", "cid"}

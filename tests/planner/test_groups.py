@@ -14,7 +14,7 @@ from mesh.errors import DoesNotFit
 from planner.allowed import EVERYTHING, PIPELINES, Allowed
 from planner.candidate import Question
 from planner.checks import check_head, check_shares
-from planner.choose import Choice, choose
+from planner.choose import CROWDING, Choice, choose
 from planner.cost import fits, predict
 from planner.groups import cut_stage
 from planner.memory import placed_bytes
@@ -379,3 +379,34 @@ def test_a_group_of_a_plan_that_ran_moves_only_what_it_lacks() -> None:
     assert row.moved_bytes == pytest.approx(
         sum(one.weight_bytes for one in of.layers) / 2, rel=0.01
     )
+
+
+# --- beside another model -------------------------------------------------------------------------
+
+
+def test_weights_are_not_held_twice_where_that_takes_the_room_of_a_second_model() -> None:
+    """Rows over both want the whole model on each: the devices hold it, and nothing beside it."""
+    of = bert(4)
+    whole = placed_bytes(of, pipeline((board(0), 0, 4)), (), ONE)[peer(0)]
+    allowed = only(Split.WHOLE, Split.SEQUENCE)
+
+    def on(parts: float) -> Choice:
+        boards = [board(n, memory_bytes=int(parts * whole)) for n in range(2)]
+        return chosen(at_mbit(1000, *boards), of, allowed=allowed, request=PASS)
+
+    plenty, small, tiny = on(1.6), on(1.2), on(0.9)
+    assert plenty.plan.stages[0].split is Split.SEQUENCE
+    assert small.plan.devices == (peer(0),)
+    (passed,) = (row for row in small.candidates if row.reason == CROWDING)
+    assert passed.stages[0].split is Split.SEQUENCE
+    assert len(tiny.plan.stages) == 2
+
+
+def test_a_running_plan_is_not_left_for_one_that_takes_another_s_room() -> None:
+    of = bert(4)
+    whole = placed_bytes(of, pipeline((board(0), 0, 4)), (), ONE)[peer(0)]
+    boards = [board(n, memory_bytes=int(1.2 * whole)) for n in range(2)]
+    home, allowed = at_mbit(1000, *boards), only(Split.WHOLE, Split.SEQUENCE)
+    old = chosen(home, of, allowed=allowed, request=PASS).plan
+    again = choose(home, of, ONE, EPOCH, PLAN, old, allowed=allowed, request=PASS).plan
+    assert again.stages == old.stages
