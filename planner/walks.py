@@ -62,7 +62,7 @@ def _hybrid_chain(one: Pass, me: int, tile: int, span: Span, spans: Sequence[Spa
     mine, rows = len(owned[me]), len(span)
     others = one.others(me)
     pack_s = cost.pack_s(1, one.width, one.wire)  # a row
-    gather_s = pack_s * mine * len(others)
+    gather_s = pack_s * mine  # once, for all
     unpack_s = pack_s * (rows - mine)
     scatter_s = pack_s * (rows - mine)
     sum_s = len(others) * (pack_s * mine + cost.add_s(mine, one.width))
@@ -149,7 +149,7 @@ def _reduced_chain(one: Pass, me: int) -> Chain:
     mine = len(owned[me])
     pack_s = cost.pack_s(1, one.width, one.wire)
     scatter_s = pack_s * (one.rows - mine)
-    sum_s = len(others) * (2 * pack_s * mine + cost.add_s(mine, one.width))
+    sum_s = len(others) * (pack_s * mine + cost.add_s(mine, one.width)) + pack_s * mine
     connect_s = pack_s * (one.rows - mine) + cost.connect_s(one.rows) / 2
     attention_s = cost.close_s(one.rows) + cost.project_s(one.rows)
     attention_s += cost.attend_s(0, one.rows, sees_all_of=one.attends_to)
@@ -188,7 +188,7 @@ def _earlier_chain(one: Pass, me: int, owned: Sequence[Span], kv_width: int) -> 
     rows = len(span)
     earlier = [to for to in others if owned[to].first < span.first and len(owned[to])]
     pack_s = cost.pack_s(1, kv_width, one.wire)
-    project_s = cost.project_s(rows) + pack_s * rows * len(others)
+    project_s = cost.project_s(rows) + pack_s * rows
     rest_s = cost.attend_s(span.first, rows) + cost.close_s(rows) + cost.mlp_s(rows)
     rest_s += cost.connect_s(rows) + pack_s * sum(len(owned[one_]) for one_ in earlier)
     chunks: list[Chunk] = []
@@ -207,7 +207,7 @@ def _seen_chain(
     cost, others, rows = one.costs[me], one.others(me), len(tiles[me][tile])
     theirs = [(origin, number) for origin in others for number in range(len(tiles[origin]))]
     pack_s = cost.pack_s(1, kv_width, one.wire)
-    project_s = cost.project_s(rows) + pack_s * rows * len(others)
+    project_s = cost.project_s(rows) + pack_s * rows
     rest_s = cost.attend_s(0, rows, sees_all_of=one.rows) + cost.close_s(rows)
     rest_s += cost.mlp_s(rows) + cost.connect_s(rows)
     unpack_s = pack_s * sum(len(tiles[origin][number]) for origin, number in theirs)
