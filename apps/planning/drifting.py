@@ -7,14 +7,17 @@ a plan that somebody talks to is looked at when the conversation is over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
 
-from apps.ask import hear_members
+from apps.ask import hear_all
 from apps.planning.ledger import Entry, Ledger, Use, uses
 from apps.planning.messages import REPORT_EFFORTS, EffortsReport
 from apps.planning.rollout import reports
 from apps.planning.survey import survey
+from mesh.codec import from_plain
+from mesh.errors import ProtocolError
 from mesh.ids import ModelId, PeerId, PlanId
 from mesh.node import Node
 from planner.drift import Factors, Pace, Seen, corrected, drift_text, observed, told, without
@@ -52,7 +55,7 @@ class Drifting:
         moved = {plan for plan, of in efforts.items() if of != self._seen.get(plan)}
         if not moved and not self._due:
             return False
-        in_use = uses(await reports(self._node, [one.peer for one in self._node.view.alive]))
+        in_use = uses(await reports(self._node, self._devices()))
         for entry in self._free(in_use):
             plan = entry.plan.plan_id
             if plan in moved:
@@ -85,15 +88,33 @@ class Drifting:
             and not in_use.get(entry.plan.plan_id, Use()).conversations
         ]
 
+    def _devices(self) -> list[PeerId]:
+        """Those with a share of a plan; the others have done nothing for it."""
+        return sorted({one for entry in self._ledger.entries for one in entry.plan.devices})
+
     async def _efforts(self) -> Efforts:
         """By plan, by device; of plans in force."""
         found: Efforts = {entry.plan.plan_id: {} for entry in self._ledger.entries}
-        for member, report in await hear_members(self._node, REPORT_EFFORTS, EffortsReport, ASK_S):
-            for one in report.measured:
+        devices = self._devices()
+        answers = await asyncio.gather(
+            *(hear_all(self._node, [one], REPORT_EFFORTS, None, ASK_S) for one in devices)
+        )
+        for device, bodies in zip(devices, answers, strict=True):
+            for one in _measured(bodies):
                 if one.plan in found and (one.prompts or one.tokens):
-                    found[one.plan][member.peer] = one
+                    found[one.plan][device] = one
         self._seen = {plan: of for plan, of in self._seen.items() if plan in found}
         return {plan: of for plan, of in found.items() if of}
+
+
+def _measured(bodies: Sequence[Any]) -> tuple[PlanEfforts, ...]:
+    """What a device answered; nothing of one with another version of this software."""
+    found: tuple[PlanEfforts, ...] = ()
+    with suppress(ProtocolError):
+        for body in bodies:
+            report: EffortsReport = from_plain(EffortsReport, body)
+            found += report.measured
+    return found
 
 
 def _tokens(one: PlanEfforts) -> Seen | None:
