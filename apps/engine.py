@@ -31,6 +31,7 @@ from mesh.codec import to_plain
 from mesh.errors import LinkError, StaleEpoch
 from mesh.events import Event, LinkUp, PeerDied, PeerJoined, PeerLeft, ViewChanged
 from mesh.ids import PeerId
+from mesh.limits import MAX_LOG_SHARE
 from mesh.net.tensor_links import TensorLinks
 from mesh.node import Node
 from mesh.tensor_frame import FrameHeader, TensorFrame
@@ -79,7 +80,10 @@ class Engine:
         self._peer_links = PeerLinks(node, self.links)
         self._outbox = Outbox(node.view.me, self.links, self._on_frame, self._on_lost)
         self.steps = Steps(self._outbox)
-        self.pipeline = Pipeline(self.worker, self._outbox, self._report_failure, self._on_wrong)
+        log_bytes = int(MAX_LOG_SHARE * means.memory_bytes)
+        self.pipeline = Pipeline(
+            self.worker, self._outbox, self._report_failure, log_bytes, self._on_wrong
+        )
         self.holdings = Holdings(self.worker, means.memory_bytes, means.torch_device)
         folder = means.folder
         self.models = Models(node, means.dialer, folder / "models", timeline, settings.precision)

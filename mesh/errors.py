@@ -17,6 +17,7 @@ PotluckError
     RotationRefused     the mesh's secret cannot be changed from here, or not now
     NoLeader            the mesh has not agreed on a leader
     StaleEpoch          something of an older epoch or plan; refused by the receiver
+      PlanReplaced      a plan is over because another one of its model is in force
   PlanError
     DoesNotFit          no set of devices can hold the model
     NoRoom              the model fits the devices, but not beside those that are in use
@@ -115,6 +116,10 @@ class NoLeader(MeshError):
 
 class StaleEpoch(MeshError):
     """Something of an older epoch or plan; refused by the receiver."""
+
+
+class PlanReplaced(StaleEpoch):
+    """A plan is over because another one of its model is in force."""
 
 
 class PlanError(PotluckError):

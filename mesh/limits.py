@@ -44,6 +44,9 @@ MAX_CANDIDATES: Final = 64  # mDNS hints kept
 MAX_DIALS_PER_S: Final = 10  # to addresses that never worked: anybody may announce a thousand
 MAX_DIALS_AT_ONCE: Final = 20  # of them, after a quiet time: a whole home that starts together
 MAX_SESSIONS: Final = 32  # conversations at once on one device
+# Of the memory that may be used, for what stages gave each other. A tenth of 1 GB is a conversation
+# of 12,000 tokens with 2,048 numbers each; beyond, the oldest ones replay in full.
+MAX_LOG_SHARE: Final = 0.1
 MAX_REQUESTS_PER_PEER: Final = 64  # handled at once for one peer; more are refused in words
 MAX_OUTBOX_MESSAGES: Final = 256  # per link; a request beyond waits, a vote beyond is dropped
 

@@ -25,7 +25,7 @@ from mesh.limits import (
 )
 
 _LENGTH = struct.Struct("<H")
-_FIELDS = 12
+_FIELDS = 13
 
 
 class Kind(IntEnum):
@@ -42,6 +42,7 @@ class Kind(IntEnum):
     ORDER = 10  # [n, 256] uint8, lead of a stage to the others: what to compute together
     PIECE = 11  # [rows, width], between the devices of a stage
     GIVEN_UP = 12  # [1, n] uint8, between the devices of a stage: a turn is over, and why
+    AGAIN = 13  # [1, 2] int32, owner to a stage: a layer, and how many rows that went into it
 
     @property
     def is_source(self) -> bool:
@@ -51,7 +52,7 @@ class Kind(IntEnum):
     @property
     def from_owner(self) -> bool:
         """Whether a step begins with it."""
-        return self in (Kind.TOKENS, Kind.SOURCE)
+        return self in (Kind.TOKENS, Kind.SOURCE, Kind.AGAIN)
 
     @property
     def in_stage(self) -> bool:
@@ -100,7 +101,8 @@ class FrameHeader:
     """`position` is the first token's place in the session; `row` the tile's place in the step.
 
     A source has no place of its own. Where a decoder is to speak about it, `position` is that of
-    the first token that is chosen; else the number of the source.
+    the first token that is chosen; else the number of the source. A step that goes `until` a layer
+    is computed again by those before it alone; 0: by all.
     """
 
     epoch: Epoch
@@ -114,6 +116,7 @@ class FrameHeader:
     row: int  # first row of this tile
     tile_rows: int
     width: int
+    until: int = 0
 
     @property
     def tile_bytes(self) -> int:
@@ -142,6 +145,7 @@ def encode_header(header: FrameHeader) -> bytes:
             header.row,
             header.tile_rows,
             header.width,
+            header.until,
         )
     )
     return _LENGTH.pack(len(packed)) + packed
@@ -195,8 +199,10 @@ def _read_header(data: memoryview) -> FrameHeader:
         kind, dtype = Kind(kind), DType(dtype)
     except ValueError as error:
         raise ProtocolError(str(error)) from None
-    position, rows, row, tile_rows, width = numbers
+    position, rows, row, tile_rows, width, until = numbers
     _check_bounds(dtype, position, rows, row, tile_rows, width)
+    if until > MAX_TENSOR_DIM:
+        raise ProtocolError(f"layer {until} is beyond any model")
     return FrameHeader(
         Epoch(counter, PeerId(leader.hex())),
         PlanId(plan.hex()),
@@ -209,6 +215,7 @@ def _read_header(data: memoryview) -> FrameHeader:
         row,
         tile_rows,
         width,
+        until,
     )
 
 

@@ -68,6 +68,12 @@ class LayerCache:
         """Whether a token at `position` would find all that it sees: before it and not dropped."""
         return position <= self.end and self._rows.first <= self._oldest(position)
 
+    @property
+    def least(self) -> int:
+        """The first position that it can go back to; to 0 it always can."""
+        first = self._rows.first
+        return 0 if self.window is None or not first else first + self.window - 1
+
     def borrow(self, lender: LayerCache, end: int) -> bool:
         """Goes on from the tokens before `end` that another session's cache has.
 
@@ -91,7 +97,10 @@ class LayerCache:
         """
         if position >= self.end:
             return
-        if not self.reaches(position):
+        if position <= 0:  # with nothing before it nothing is missing
+            empty = slice(0, 0)
+            self._rows = _Rows(self._rows.keys[:, empty], self._rows.values[:, empty], 0, 0)
+        elif not self.reaches(position):
             raise GenerationFailed(
                 f"the cache cannot go back from token {self.end} to {position}: with a window of "
                 f"{self.window} it rewinds {REWIND_TOKENS} tokens or one step; replay the session"
@@ -167,7 +176,7 @@ class SessionCache:
     ) -> None:
         """`context` bounds the session; it may be less than the model's."""
         self._spec_context = spec.context
-        bound = min(context, spec.context)
+        self.context = bound = min(context, spec.context)
         self.layers = [
             LayerCache(spec.kv_heads, spec.head_dim, layer.window, bound, device)
             for layer in spec.layers[span.first : span.last]
@@ -179,13 +188,14 @@ class SessionCache:
 
     @property
     def end(self) -> int:
-        """The position of the next token."""
-        return self.layers[0].end if self.layers else 0
+        """The position of the next token, which all layers have come to."""
+        return min((layer.end for layer in self.layers), default=0)
 
     def limit(self, context: int) -> None:
         """Bounds the session that goes on with these caches."""
+        self.context = min(context, self._spec_context)
         for layer in self.layers:
-            layer.context = min(context, self._spec_context)
+            layer.context = self.context
 
     def reaches(self, position: int) -> bool:
         """Whether the session can go on at `position`."""

@@ -16,14 +16,16 @@ from dataclasses import replace
 
 import torch
 
-from mesh.errors import PotluckError, ProtocolError, StaleEpoch
+from mesh.errors import GenerationFailed, PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Capacity, Plan
 from runtime.heads.desk import HeadDesk
+from runtime.logs import Logs
 from runtime.meter import Meter
 from runtime.outbox import Outbox
-from runtime.post import Post
+from runtime.post import Computing, Post
+from runtime.refill import Held
 from runtime.session_messages import OpenSession, StepFailed
 from runtime.stage import Stage
 from runtime.turns import Waiting, next_plan, next_turn, slice_of
@@ -46,13 +48,16 @@ class Pipeline:
         worker: Worker,
         outbox: Outbox,
         report: Report,
+        log_bytes: int,
         blame: Blame = lambda plan, device, reason: None,
     ) -> None:
         """`report` tells a session's owner that a step failed here, `blame` that a device of a plan
-        computes wrongly; they must not raise.
+        computes wrongly; they must not raise. What stages give each other is kept in up to
+        `log_bytes`.
         """
         self.refused: Counter[str] = Counter()  # frames dropped, by cause
         self.heads = HeadDesk(worker, outbox, self.refused)
+        self.logs = Logs(log_bytes)
         self.meter = Meter(worker.chores, lambda: self._now_s)
         self._worker = worker
         self._outbox = outbox
@@ -91,18 +96,24 @@ class Pipeline:
             for work in self._work.values():
                 work.stop()
 
-    def install(self, post: Post) -> None:
-        """Puts a plan in force beside those that are; where its head is cut, after `heads`."""
+    def install(self, post: Post, before: Computing | None = None) -> None:
+        """Puts a plan in force beside those that are; where its head is cut, after `heads`. It
+        goes on from the stage of the model's last plan, as `end` returned it.
+        """
         chooser = self.heads.chooser(post.plan.plan_id)
         if chooser is not None and isinstance(post.stage, Stage):
             post.stage.choose_with(chooser)
         group = group_of(post, self._outbox.me, self._outbox.post, self._worker.chores)
         solitude = Solitude(post.plan, post.index)
+        if group is None:  # a share of a stage is too little to go on from
+            post.stage.follow(before, self.logs)
+            post.stage.limit(post.plan.capacity.sessions)
         self._work[post.plan.plan_id] = Work(post, post.plan.capacity, group, solitude)
         self.meter.begin(post.plan.plan_id)
 
-    def end(self, plan: PlanId, why: str = "") -> None:
-        """A plan is over here, and its conversations with it.
+    def end(self, plan: PlanId, why: str = "") -> Computing | None:
+        """A plan is over here, and its conversations with it. Returns the stage that this device
+        had for itself, from which the next plan's can go on.
 
         Owners learn of a new plan from the leader; where there is none yet, `why` tells them that
         nobody answers here any more.
@@ -114,6 +125,7 @@ class Pipeline:
             work.group.abandon(StaleEpoch(why or "the plan is over"))
         for conversation in work.post.conversations.values() if work and why else ():
             self._fail(conversation.opened, why, lost=True)
+        return work.post.stage if work is not None and work.group is None else None
 
     def limit(self, plan: PlanId, room: Capacity) -> None:
         """From now on a plan has this room; conversations that have a place keep it."""
@@ -123,8 +135,8 @@ class Pipeline:
 
     # --- conversations ----------------------------------------------------------------------------
 
-    def open(self, request: OpenSession) -> int:
-        """Makes room for a conversation; returns how many of its tokens are known here already.
+    def open(self, request: OpenSession) -> Held:
+        """Makes room for a conversation; returns what of it is known here already.
 
         Raises StaleEpoch for another plan than the one in force, and what `Work.open` raises.
         """
@@ -133,10 +145,12 @@ class Pipeline:
             raise StaleEpoch(f"plan {request.plan[:8]} of epoch {request.epoch} is not in force")
         return work.open(request, self._now_s)
 
-    def close(self, session: SessionId, owner: PeerId, prefix: bytes = b"") -> None:
+    def close(
+        self, session: SessionId, owner: PeerId, prefix: bytes = b"", *, paused: bool = False
+    ) -> None:
         """Frees a conversation's place; one that is not here, or another's, stays as it is."""
         for work in self._work.values():
-            work.close(session, owner, prefix, self._now_s)
+            work.close(session, owner, prefix, self._now_s, paused=paused)
 
     def forget(self, peer: PeerId) -> None:
         """A device is gone, and its conversations with it."""
@@ -178,9 +192,16 @@ class Pipeline:
             is_over = self._is_wrong(work, peer, error)
             self._fail(conversation.opened, f"{peer.short} sent: {error}", lost=is_over)
             raise
-        if step is not None:
-            self._waiting.append(step)
-            self._more.set()
+        except GenerationFailed as error:
+            self._fail(conversation.opened, str(error))
+            return
+        if step is None:
+            return
+        if step.layers is not None and not step.layers:
+            self._finish(work.post, step, step.rows)  # out of the log, and on
+            return
+        self._waiting.append(step)
+        self._more.set()
 
     def _receive_in_stage(self, peer: PeerId, frame: TensorFrame, work: Work) -> None:
         if work.group is None:
@@ -284,13 +305,15 @@ class Pipeline:
         conversation = post.conversations.get(step.header.session)
         if conversation is None or post.plan.plan_id not in self._work:
             self.refused["closed conversation"] += 1
-        elif out is not None or post.is_last:
-            kind, dtype = post.outgoing(step.header.kind, out)
-            if out is None:
-                out = torch.zeros(1, 1, dtype=torch.int32)  # done, and nothing was to be chosen
-            whole = torch.cat([*step.outs, out]) if step.outs else out
+        elif out is not None or post.ends(step.header.until):
+            until = step.header.until
+            kind, dtype = post.outgoing(step.header.kind, out, until)
+            if kind is Kind.DONE or out is None:
+                whole = torch.zeros(1, 1, dtype=torch.int32)  # nothing was to be chosen
+            else:
+                whole = torch.cat([*step.outs, out]) if step.outs else out
             header = _whole(step.header, kind, dtype, whole)
-            self._outbox.post(post.downstream(conversation.opened), header, whole)
+            self._outbox.post(post.downstream(conversation.opened, until), header, whole)
 
     def _give_up(self, post: Post, step: Waiting, error: Exception) -> None:
         """The step failed, the stage lives on, and the owner decides whether to try again."""

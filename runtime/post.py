@@ -14,6 +14,8 @@ from mesh.tensor_frame import DType, Kind
 from planner.plan import Plan, Span
 from runtime.assembly import Assembly, Expected
 from runtime.history import History
+from runtime.logs import Logs
+from runtime.refill import Held
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
 from runtime.stage import Slice
@@ -38,14 +40,22 @@ class Computing(Protocol):
         sampling: Sampling,
         context: int,
         *,
+        name: SessionId | None = None,
+        afresh: bool = False,
         prefix: bytes = b"",
         history: History | None = None,
         places: int = 1,
-    ) -> int:
-        """Makes room for a session; how many tokens of `prefix` are known here."""
+    ) -> Held:
+        """Makes room for a session; what is known here of its conversation, or of `prefix`."""
 
-    def close(self, session: SessionId, prefix: bytes = b"") -> None:
-        """Ends a session."""
+    def close(self, session: SessionId, prefix: bytes = b"", *, paused: bool = False) -> None:
+        """Ends a session; its conversation may only be paused."""
+
+    def follow(self, before: object, logs: Logs) -> None:
+        """Comes in force, after another stage of the model on this device or after none."""
+
+    def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
+        """Rows that went into a layer before. Raises GenerationFailed."""
 
     def limit(self, places: int) -> None:
         """From now on at most so many caches stay in memory."""
@@ -80,15 +90,32 @@ class Post:
         """Who sends frames of a kind to this stage's lead: the session's owner, or the lead of the
         stage before.
         """
+        if kind is Kind.AGAIN:
+            return opened.owner
         is_first = self.index == self._first(kind)
         return opened.owner if is_first else self.plan.stages[self.index - 1].lead
 
-    def downstream(self, opened: OpenSession) -> PeerId:
+    def downstream(self, opened: OpenSession, until: int = 0) -> PeerId:
         """Who gets what this stage computes: the next stage, or the session's owner."""
-        return opened.owner if self.is_last else self.plan.stages[self.index + 1].lead
+        return opened.owner if self.ends(until) else self.plan.stages[self.index + 1].lead
 
-    def outgoing(self, kind: Kind, out: Tensor | None) -> tuple[Kind, DType]:
+    def ends(self, until: int) -> bool:
+        """Whether a step that goes through the layers before `until` ends here; 0: through all."""
+        return self.is_last or 0 < until <= self.stage.span.last
+
+    def layers(self, until: int) -> Span | None:
+        """The layers of this stage that such a step goes through alone; None: all."""
+        span = self.stage.span
+        if not until:
+            return None
+        if until <= span.first:
+            raise ProtocolError(f"a step that ends before layer {until} does not come here")
+        return Span(span.first, min(until, span.last))
+
+    def outgoing(self, kind: Kind, out: Tensor | None, until: int = 0) -> tuple[Kind, DType]:
         """As what the outcome of a step of `kind` leaves here."""
+        if until and self.ends(until):
+            return Kind.DONE, DType.INT32
         if not self.is_last:
             return (Kind.ENCODED if kind.is_source else Kind.HIDDEN), DType.FLOAT32
         if out is None:
@@ -97,6 +124,8 @@ class Post:
 
     def expected(self, opened: OpenSession, kind: Kind) -> Expected:
         """What a step of that pass looks like here. Raises ProtocolError where none comes."""
+        if kind is Kind.AGAIN:
+            return Expected(Kind.AGAIN, DType.INT32, 2, 1, opened.context)
         is_first = self.index == self._first(kind)
         hidden = self.traffic.hidden_size
         source = self.traffic.source

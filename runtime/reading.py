@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mesh.errors import GenerationFailed
 from planner.plan import Plan
+from runtime.refill import Held
 from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
@@ -42,8 +43,8 @@ class Reading(Replayed[Tensor]):
         return bool(self.vectors)
 
     @property
-    def rows_to_replay(self) -> int:
-        return sum(len(source) for source in self.sources[len(self.vectors) :])
+    def rows_replayed(self) -> int:
+        return 0
 
     def _opening(self, plan: Plan) -> OpenSession:
         return OpenSession(
@@ -53,9 +54,10 @@ class Reading(Replayed[Tensor]):
             self.me,
             Sampling(),
             plan.capacity.context,
+            conversation=self.conversation,
         )
 
-    async def _under(self, lease: Lease, held: int) -> AsyncGenerator[Tensor, None]:
+    async def _under(self, lease: Lease, held: Sequence[Held]) -> AsyncGenerator[Tensor, None]:
         """A few sources at once, so that no stage idles."""
         window = len(lease.plan.stages) + 1
         under_way: deque[Answer] = deque()

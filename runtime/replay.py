@@ -1,20 +1,22 @@
 """Replay: work of this device that goes on through plan after plan until it is done.
 
 When the plan under it ends (a device was lost, a better plan came), it waits for the next one and
-sends again whatever the stages must know; what has been answered already stays answered.
+has computed again whatever the stages do not know any more (`runtime.refill`); what has been
+answered already stays answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from mesh.errors import Busy, GenerationFailed, MeshError, PotluckError
+from mesh.errors import Busy, GenerationFailed, MeshError, PlanReplaced, PotluckError
 from mesh.ids import PeerId, SessionId
 from planner.plan import Plan
+from runtime.refill import Held
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease, StepAnswer, Steps
 from runtime.traffic import Traffic
@@ -40,14 +42,18 @@ class Road(Protocol):
     async def plan(self) -> Plan:
         """The plan in force for this model; waits for one. Raises PlanError when none can be."""
 
-    async def open(self, plan: Plan, request: OpenSession) -> int:
+    async def open(self, plan: Plan, request: OpenSession) -> Sequence[Held]:
         """Makes room on every stage. Raises Busy, StaleEpoch or LinkClosed.
 
-        Returns how many of the tokens that `request.prefix` names every stage has already.
+        Returns what each stage has of the conversation already.
         """
 
-    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
-        """Frees what `open` took, which holds the tokens that `prefix` names; never raises."""
+    async def close(
+        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
+    ) -> None:
+        """Frees what `open` took, which holds the tokens that `prefix` names; never raises. What
+        is only `paused` goes on under another plan.
+        """
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         """The work pauses: all that the stages knew of it will be computed again."""
@@ -92,9 +98,12 @@ class Replayed(ABC, Generic[T]):
     steps: Steps
     traffic: Traffic  # of the model
     session_id: SessionId = field(default_factory=SessionId.new, kw_only=True)
-    replays: int = field(default=0, kw_only=True)
+    replays: int = field(default=0, kw_only=True)  # after losses, and steps that failed
+    moves: int = field(default=0, kw_only=True)  # to better plans, where nothing was lost
+    conversation: SessionId = field(default_factory=SessionId.new, init=False)  # in all sessions
     _paused: bool = field(default=False, init=False)
     _settled: bool = field(default=False, init=False)  # the last step sent has been answered
+    _afresh: bool = field(default=False, init=False)  # what the stages have may be why one failed
 
     @property
     @abstractmethod
@@ -108,16 +117,16 @@ class Replayed(ABC, Generic[T]):
 
     @property
     @abstractmethod
-    def rows_to_replay(self) -> int:
-        """How many rows the stages of the next plan would be sent."""
+    def rows_replayed(self) -> int:
+        """How many rows some layers computed again under this plan."""
 
     @abstractmethod
     def _opening(self, plan: Plan) -> OpenSession:
         """What the stages are told of the session. Raises PromptTooLong or GenerationFailed."""
 
     @abstractmethod
-    def _under(self, lease: Lease, held: int) -> AsyncGenerator[T, None]:
-        """What comes under one plan, of which every stage has the first `held` tokens already."""
+    def _under(self, lease: Lease, held: Sequence[Held]) -> AsyncGenerator[T, None]:
+        """What comes under one plan, of which each stage has something already."""
 
     def _left_behind(self) -> bytes:
         """The chain of the tokens that the stages hold, if another session can use them."""
@@ -141,10 +150,12 @@ class Replayed(ABC, Generic[T]):
             except (GenerationFailed, MeshError, Busy) as error:
                 if isinstance(error, Busy) and not self.has_begun:
                     raise  # nothing has been said yet: the client had better come again
-                self._pause(str(error))
+                self._pause(error)
                 rounds = rounds.after(error)
+                self._afresh = rounds.failed > 0
             finally:
-                await self.road.close(plan, self.session_id, self._left_behind())
+                left, paused = self._left_behind(), self._paused and not self._afresh
+                await self.road.close(plan, self.session_id, left, paused=paused)
             if self._paused:
                 await asyncio.sleep(rounds.pause_s)
 
@@ -158,11 +169,14 @@ class Replayed(ABC, Generic[T]):
         self._settled = True
         return found
 
-    def _pause(self, reason: str) -> None:
+    def _pause(self, error: PotluckError) -> None:
         if not self._paused:
             self._paused = True
-            self.replays += 1
-            self.road.paused(self, reason)
+            if isinstance(error, PlanReplaced):
+                self.moves += 1
+            else:
+                self.replays += 1
+            self.road.paused(self, str(error))
 
     def _resume(self) -> None:
         if self._paused:

@@ -1,14 +1,14 @@
 """A session: one conversation's generation, as its owner drives it.
 
 The owner keeps the token ids, and the source that they speak about where there is one. After a loss
-(`runtime.replay`) it sends all it has, prompt and generated tokens, through the next plan; the
-caches are rebuilt and the stream goes on where it stopped.
+(`runtime.replay`) what the stages of the next plan lack is computed again, from their logs or from
+all tokens, prompt and generated; then the stream goes on where it stopped.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -18,10 +18,11 @@ from planner.plan import MIN_CHUNK_ROWS, Plan, Split
 from runtime.chosen import Chosen
 from runtime.history import History
 from runtime.prefix import chain
+from runtime.refill import Held, Refill, Run, refill
 from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session_messages import OpenSession
-from runtime.steps import Answer, Lease
+from runtime.steps import Answer, Lease, StepAnswer
 from runtime.turns import MAX_STEP_ROWS
 
 
@@ -47,6 +48,7 @@ class Session(Replayed[Chosen]):
     wanted: Wanted
     generated: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    _rows_replayed: int = field(default=0, init=False)
 
     def tokens(self) -> AsyncGenerator[Chosen, None]:
         """The tokens as they come; `finish_reason` is set at the end ("stop" or "length").
@@ -64,9 +66,8 @@ class Session(Replayed[Chosen]):
         return bool(self.generated)
 
     @property
-    def rows_to_replay(self) -> int:
-        source = 0 if self.wanted.source is None else len(self.wanted.source)
-        return source + len(self.wanted.prompt) + len(self.generated)
+    def rows_replayed(self) -> int:
+        return self._rows_replayed
 
     def _opening(self, plan: Plan) -> OpenSession:
         context, prompt = plan.capacity.context, len(self.wanted.prompt)
@@ -93,7 +94,9 @@ class Session(Replayed[Chosen]):
             context,
             history=history.pack() if history else b"",
             # Where a step failed, what came from others may be why: this time all is computed.
-            prefix=b"" if self._paused else self._chain(),
+            prefix=b"" if self._afresh else self._chain(),
+            conversation=self.conversation,
+            afresh=self._afresh,
         )
 
     def _left_behind(self) -> bytes:
@@ -105,15 +108,19 @@ class Session(Replayed[Chosen]):
             return b""  # the same tokens about another source are not the same
         return chain((self.wanted.prompt + self.generated)[:-1])
 
-    async def _under(self, lease: Lease, held: int) -> AsyncGenerator[Chosen, None]:
-        """Prefill with all but the first `held` tokens, then one token a step, until the end."""
+    async def _under(self, lease: Lease, held: Sequence[Held]) -> AsyncGenerator[Chosen, None]:
+        """What some layers lack, the rest through all of them, then one token a step to the end."""
         known = self.wanted.prompt + self.generated
-        if self.wanted.source is not None:
+        source = self.wanted.source
+        if source is not None:
             first = len(self.wanted.prompt)  # where the first token is chosen
-            await self._answer(
-                self.steps.begin_source(lease, first, self.wanted.source, choose=False)
-            )
-        token = await self._prefill(lease, known, held)
+            await self._answer(self.steps.begin_source(lease, first, source, choose=False))
+        has = refill(lease.plan, held, len(known) - 1)
+        again = sum(has.until - run.start for run in has.runs) + len(known) - has.until
+        self._rows_replayed = again + (0 if source is None else len(source))
+        for run in has.runs:
+            await self._compute_again(lease, known, run, has)
+        token = await self._prefill(lease, known, has.until)
         position = len(known)  # where `token` goes next
         while True:
             self._resume()
@@ -128,34 +135,54 @@ class Session(Replayed[Chosen]):
                 return
             yield token
             answer = self.steps.begin(lease, position, [token.token], choose=True)
-            token = await self._choose(answer)
+            token = _token(await self._answer(answer))
             position += 1
 
+    async def _compute_again(self, lease: Lease, known: list[int], run: Run, has: Refill) -> None:
+        """What the layers of the run lack, until they have as much as the others."""
+        rows = chunk_rows(lease.plan, has.until - run.start)
+
+        def steps() -> Iterator[Answer]:
+            for first in range(run.start, has.until, rows):
+                chunk = known[first : min(first + rows, has.until)]
+                yield self.steps.begin_again(lease, first, chunk, run.layers)
+
+        await self._all_of(lease, steps)
+
     async def _prefill(self, lease: Lease, known: list[int], held: int) -> Chosen:
-        """Sends the tokens from `held` on, a few chunks at once so that no stage idles."""
+        """Sends the tokens from `held` on; what follows them."""
         rows = chunk_rows(lease.plan, len(known) - held)
-        starts = range(held, len(known), rows)
-        window = len(lease.plan.stages) + 1
-        under_way: deque[Answer] = deque()
-        try:
-            for first in starts:
+
+        def steps() -> Iterator[Answer]:
+            for first in range(held, len(known), rows):
                 chunk = known[first : first + rows]
                 last = first + len(chunk) == len(known)
-                under_way.append(self.steps.begin(lease, first, chunk, choose=last))
+                yield self.steps.begin(lease, first, chunk, choose=last)
+
+        return _token(await self._all_of(lease, steps))
+
+    async def _all_of(self, lease: Lease, steps: Callable[[], Iterator[Answer]]) -> StepAnswer:
+        """The answer to the last of these steps, a few at once so that no stage idles."""
+        window = len(lease.plan.stages) + 1
+        under_way: deque[Answer] = deque()
+        found: StepAnswer = None
+        try:
+            for answer in steps():
+                under_way.append(answer)
                 if len(under_way) > window:
                     await self._answer(under_way.popleft())
-            while len(under_way) > 1:
-                await self._answer(under_way.popleft())
-            return await self._choose(under_way.popleft())
+            while under_way:
+                found = await self._answer(under_way.popleft())
         finally:
             for answer in under_way:
                 answer.cancel()
+        return found
 
-    async def _choose(self, answer: Answer) -> Chosen:
-        token = await self._answer(answer)
-        if not isinstance(token, Chosen):
-            raise GenerationFailed("the last stage chose no token where one was asked for")
-        return token
+
+def _token(answer: StepAnswer) -> Chosen:
+    if not isinstance(answer, Chosen):
+        raise GenerationFailed("the last stage chose no token where one was asked for")
+    return answer
 
 
 def chunk_rows(plan: Plan, tokens: int) -> int:

@@ -19,6 +19,8 @@ STEP_FAILED = "session.step_failed"
 class OpenSession:
     """From the owner to each stage: make room for a conversation of at most `context` tokens.
 
+    `conversation` is its name, which stays the same from plan to plan: what a stage still has of
+    it need not be computed again, unless all is to begin `afresh`.
     Where a penalty is on, `history` is `History.pack()` of all tokens so far; else it is empty.
     `prefix` is the chain (`runtime.prefix`) of the tokens that will come: what a stage has of them
     need not be computed again. Raises ProtocolError for one that is larger than it can be.
@@ -32,6 +34,8 @@ class OpenSession:
     context: int
     history: bytes = b""
     prefix: bytes = b""
+    conversation: SessionId | None = None
+    afresh: bool = False
 
     def __post_init__(self) -> None:
         _check_chain(self.prefix)
@@ -45,11 +49,13 @@ class OpenSession:
 class CloseSession:
     """From the owner to each stage: the conversation's caches may go.
 
-    With a `prefix`, the chain of the tokens that they hold, a stage may keep them for another.
+    With a `prefix`, the chain of the tokens that they hold, a stage may keep them for another;
+    where it is only `paused`, until the next plan.
     """
 
     session: SessionId
     prefix: bytes = b""
+    paused: bool = False
 
     def __post_init__(self) -> None:
         _check_chain(self.prefix)

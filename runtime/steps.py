@@ -12,9 +12,10 @@ import torch
 from mesh.errors import GenerationFailed, MeshError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
-from planner.plan import Plan
+from planner.plan import Plan, Span
 from runtime.chosen import Chosen, from_payload
 from runtime.outbox import Outbox
+from runtime.refill import stage_with
 from runtime.session_messages import StepFailed
 from runtime.traffic import Traffic
 
@@ -39,6 +40,7 @@ class _UnderWay:
 
     plan: Plan
     answer: Answer
+    answers: PeerId  # who has the last layer that it goes through
     vector_width: int  # of the answer, where it is a vector; else 0
 
 
@@ -84,6 +86,20 @@ class Steps:
         """
         return self._send(lease, 0, Kind.SOURCE, position, rows, choose=choose)
 
+    def begin_again(self, lease: Lease, position: int, tokens: list[int], layers: Span) -> Answer:
+        """Starts one pass of `tokens` at `position`.. through some layers alone, which lack them.
+
+        Those of the first layer are sent; for another the device with the layer before has in its
+        log what went in. The answer is None.
+        """
+        until = layers.last
+        if layers.first == 0:
+            rows = torch.tensor(tokens, dtype=torch.int32).unsqueeze(1)  # [S, 1]
+            return self._send(lease, 0, Kind.TOKENS, position, rows, choose=False, until=until)
+        asked = torch.tensor([[layers.first, len(tokens)]], dtype=torch.int32)
+        giver = stage_with(lease.plan, layers.first - 1)
+        return self._send(lease, giver, Kind.AGAIN, position, asked, choose=False, until=until)
+
     def _send(
         self,
         lease: Lease,
@@ -93,6 +109,7 @@ class Steps:
         rows: torch.Tensor,
         *,
         choose: bool,
+        until: int = 0,
     ) -> Answer:
         if lease.over is not None:
             raise lease.over
@@ -100,7 +117,8 @@ class Steps:
         key = (plan.plan_id, session, position)
         answer: Answer = asyncio.get_running_loop().create_future()
         vector_width = lease.traffic.vector_width if kind is Kind.SOURCE and choose else 0
-        self._under_way[key] = _UnderWay(plan, answer, vector_width)
+        last = stage_with(plan, until - 1) if until else -1
+        self._under_way[key] = _UnderWay(plan, answer, plan.stages[last].lead, vector_width)
         answer.add_done_callback(lambda done: self._forget(key, done))
         header = FrameHeader(
             epoch=plan.epoch,
@@ -114,6 +132,7 @@ class Steps:
             row=0,
             tile_rows=rows.shape[0],
             width=rows.shape[1],
+            until=until,
         )
         self._outbox.post(plan.stages[stage].lead, header, rows)
         return answer
@@ -130,8 +149,8 @@ class Steps:
         step = self._under_way.get((header.plan, header.session, header.position))
         if step is None or step.answer.done():
             return False
-        if peer != step.plan.stages[-1].lead:
-            raise ProtocolError(f"{peer.short} chooses no tokens in this plan")
+        if peer != step.answers:
+            raise ProtocolError(f"{peer.short} does not answer this step in this plan")
         try:
             step.answer.set_result(_read(frame, step.vector_width))
         except GenerationFailed as error:  # of the right form: the owner tries again

@@ -14,6 +14,7 @@ import torch
 
 from mesh.ids import PlanId
 from mesh.tensor_frame import FrameHeader
+from planner.plan import Span
 from runtime.stage import Slice
 
 MAX_STEP_ROWS: Final = 512  # tokens in one step; a longer prompt comes in several
@@ -29,6 +30,7 @@ class Waiting:
 
     header: FrameHeader
     rows: torch.Tensor  # [S, width]
+    layers: Span | None = None  # of this stage, where some alone compute it again; None: all
     done: int = 0
     outs: list[torch.Tensor] = field(default_factory=list)  # of the slices done, for the next stage
 
@@ -46,6 +48,7 @@ def slice_of(step: Waiting, rows: int) -> Slice:
         step.rows[step.done : last],
         choose=step.header.choose and last == len(step.rows),
         is_source=step.header.kind.is_source,
+        layers=step.layers,
     )
 
 

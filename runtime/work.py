@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from mesh.errors import Busy, NotFinite, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, SessionId
-from mesh.tensor_frame import TensorFrame
-from planner.plan import Capacity
+from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
+from planner.plan import Capacity, Span
 from runtime.assembly import assembly_for
 from runtime.finite import MAX_NOT_FINITE, check_finite
 from runtime.history import History
 from runtime.post import Conversation, Post
+from runtime.refill import Held
 from runtime.session_messages import OpenSession
-from runtime.turns import Pace, Waiting
+from runtime.turns import MAX_STEP_ROWS, Pace, Waiting
 from runtime.walks.group import Group
 from runtime.walks.sharing import Solitude
 
@@ -43,8 +46,8 @@ class Work:
         self.post.stage.limit(0 if room.context < self.room.context else room.sessions)
         self.room = room
 
-    def open(self, request: OpenSession, now_s: float) -> int:
-        """Makes room for a conversation; returns how many of its tokens are known here already.
+    def open(self, request: OpenSession, now_s: float) -> Held:
+        """Makes room for a conversation; returns what of it is known here already.
 
         Raises Busy when every place is taken, ProtocolError when the conversation is longer than
         the plan allows, StaleEpoch when it is longer than there is room by now.
@@ -65,6 +68,8 @@ class Work:
             request.session,
             request.sampling,
             request.context,
+            name=request.conversation,
+            afresh=request.afresh,
             prefix=request.prefix,
             history=history,
             places=room.sessions,
@@ -74,13 +79,15 @@ class Work:
         self.used_s = now_s
         return held
 
-    def close(self, session: SessionId, owner: PeerId, prefix: bytes, now_s: float) -> None:
+    def close(
+        self, session: SessionId, owner: PeerId, prefix: bytes, now_s: float, *, paused: bool
+    ) -> None:
         """Frees a conversation's place; one that is not here, or another's, stays as it is."""
         conversation = self.post.conversations.get(session)
         if conversation is not None and conversation.opened.owner == owner:
             del self.post.conversations[session]
             self.solitude.closed(session)
-            self.post.stage.close(session, prefix)
+            self.post.stage.close(session, prefix, paused=paused)
             self.used_s = now_s
 
     def is_wrong(self, peer: PeerId, error: ProtocolError) -> bool:
@@ -106,13 +113,13 @@ class Work:
         if self.group is not None and self.group.has(peer):
             self.group.abandon(StaleEpoch(f"{peer.short} is gone, and its share of a stage"))
         for session in list(self.post.conversations):
-            self.close(session, peer, b"", now_s)
+            self.close(session, peer, b"", now_s, paused=False)
 
     def receive(
         self, peer: PeerId, frame: TensorFrame, conversation: Conversation
     ) -> Waiting | None:
         """Takes a tile; the step once it is whole. Raises ProtocolError for what no peer of the
-        plan would send, NotFinite among it.
+        plan would send, NotFinite among it; GenerationFailed for rows that are not in the log.
         """
         header, post = frame.header, self.post
         expected = post.expected(conversation.opened, header.kind)
@@ -120,10 +127,35 @@ class Work:
         if not is_lead or peer != post.upstream(conversation.opened, header.kind):
             raise ProtocolError(f"{peer.short} does not send to this stage in this plan")
         expected.check(header)
+        if header.until and self.group is not None:
+            raise ProtocolError("the layers that several devices share compute nothing again")
         conversation.assembly = assembly_for(header, conversation.assembly)
         if not conversation.assembly.add(frame):
             return None
         rows, conversation.assembly = conversation.assembly.rows, None
         if rows.is_floating_point():
             check_finite(rows)
-        return Waiting(header, rows)
+        if header.kind is Kind.AGAIN:
+            return self._again(header, rows)
+        return Waiting(header, rows, post.layers(header.until))
+
+    def _again(self, header: FrameHeader, asked: Tensor) -> Waiting:
+        """A step that begins with what is in the log here: layers of this stage go on from it, or,
+        where it is what left the stage, none.
+        """
+        layer, count = asked[0].tolist()
+        span = self.post.stage.span
+        if not (span.first < layer <= span.last and layer < header.until):
+            raise ProtocolError(f"layer {layer} until {header.until} does not go on from here")
+        if not 0 < count <= MAX_STEP_ROWS:
+            raise ProtocolError(f"a step has 1 to {MAX_STEP_ROWS} rows; {count} were asked for")
+        rows = self.post.stage.given(header.session, layer, header.position, count)
+        header = replace(
+            header,
+            kind=Kind.HIDDEN,
+            dtype=DType.FLOAT32,
+            rows=count,
+            tile_rows=count,
+            width=rows.shape[1],
+        )
+        return Waiting(header, rows, Span(layer, min(header.until, span.last)))

@@ -26,6 +26,7 @@ from mesh.codec import from_plain, to_plain  # noqa: E402
 from mesh.errors import ConfigError  # noqa: E402
 from mesh.identity import Identity  # noqa: E402
 from mesh.ids import Address, PeerId, PlanId, SessionId  # noqa: E402
+from mesh.limits import MIB  # noqa: E402
 from mesh.net.dialer import Dialer  # noqa: E402
 from mesh.net.server import WebsocketServer  # noqa: E402
 from mesh.net.tensor_links import TensorLinks  # noqa: E402
@@ -40,6 +41,7 @@ from runtime.worker import Worker  # noqa: E402
 
 CONNECT_S: Final = 30.0
 POLL_S: Final = 0.01
+LOG_BYTES: Final = 64 * MIB  # for what stages give each other, as in a device that serves
 
 
 class BenchDevice:
@@ -60,7 +62,7 @@ class BenchDevice:
         self._worker = Worker(1)
         self._outbox = Outbox(self.me, self.links, self._on_frame, self._on_lost)
         self._steps = Steps(self._outbox)
-        self._pipeline = Pipeline(self._worker, self._outbox, self._report)
+        self._pipeline = Pipeline(self._worker, self._outbox, self._report, LOG_BYTES)
         self._plans = HeldPlans(self.me, self._worker, self._pipeline)
         self._passes = TimedPasses(self.me, self._worker, self._steps)
         self._profile = OwnProfile(self.me, self._worker, self.links)

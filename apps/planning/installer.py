@@ -15,7 +15,7 @@ from apps.models.library import Library
 from apps.planning.messages import Commit, InForce, Known, Prepare, Report, Room, Wish
 from apps.planning.standing import Standing
 from apps.timeline import Timeline
-from mesh.errors import Busy, PlanError, StaleEpoch
+from mesh.errors import Busy, PlanError, PlanReplaced, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
 from planner.checks import check_head, check_shares
 from planner.memory import device_bytes
@@ -165,20 +165,21 @@ class Installer:
     def _switch(self, one: InForce, ready: _Ready | None) -> None:
         """From a model's old plan to the new one, in one go; then tells whoever waits for it."""
         plan, idle_s = one.plan, one.idle_s
-        old = self._standing.get(plan.model)
+        old, before = self._standing.get(plan.model), None
         if old is not None:
             idle_s = min(idle_s, self._idle_s(old))
-            self._pipeline.end(old.plan.plan_id)
+            before = self._pipeline.end(old.plan.plan_id)
         if ready is not None:
             if plan.head:
                 self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
             index = plan.stage_of(self._me)
             if index is not None:
-                self._pipeline.install(Post(plan, index, ready.stage, ready.traffic))
+                post = Post(plan, index, ready.stage, ready.traffic)
+                self._pipeline.install(post, before)
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
-            StaleEpoch(f"plan {plan.plan_id[:8]} is in force"),
+            PlanReplaced(f"plan {plan.plan_id[:8]} is in force"),
             lambda leased: leased.model == plan.model and leased.plan_id != plan.plan_id,
         )
         self._timeline.note(

@@ -147,7 +147,7 @@ class MemberRole:
 
     async def _close_session(self, peer: PeerId, body: Any) -> None:
         request: CloseSession = from_plain(CloseSession, body)
-        self._pipeline.close(request.session, peer, request.prefix)
+        self._pipeline.close(request.session, peer, request.prefix, paused=request.paused)
 
     async def _step_failed(self, peer: PeerId, body: Any) -> None:
         self._steps.on_step_failed(from_plain(StepFailed, body))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
 
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
 from planner.plan import Capacity, Plan, Wire
 from planner.profile import DeviceProfile, LinkProfile, ModelProfile
 from runtime.compute.precision import Precision, resolved
 from runtime.efforts import PlanEfforts
+from runtime.refill import Held
+
+NOTHING_HELD: Final = Held()
 
 WANT_PLAN = "plan.want"
 PREVIEW_PLAN = "plan.preview"
@@ -89,11 +93,11 @@ class WantReply:
 
 @dataclass(frozen=True, slots=True)
 class OpenReply:
-    """A stage's answer to OpenSession; `held` tokens of the prompt it has computed before."""
+    """A device's answer to OpenSession; `held` is what it has of the conversation already."""
 
     outcome: Outcome
     reason: str
-    held: int = 0
+    held: Held = NOTHING_HELD
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from mesh.errors import Busy, LinkError, PlanError, RequestFailed, StaleEpoch
 from mesh.ids import PeerId, SessionId
 from mesh.node import Node
 from planner.plan import Plan
+from runtime.refill import Held, in_common
 from runtime.replay import Replayed
 from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
 
@@ -57,10 +59,10 @@ class MeshRoad:
         except TimeoutError:
             raise PlanError(f"no plan within {PLAN_TIMEOUT_S:.0f} s: {reason}") from None
 
-    async def open(self, plan: Plan, request: OpenSession) -> int:
+    async def open(self, plan: Plan, request: OpenSession) -> Sequence[Held]:
         """Takes a place on every device with layers, waiting a while for one to become free.
 
-        Returns how many tokens of the prompt all of them have.
+        Returns what each stage has of the conversation.
         """
         deadline_s = asyncio.get_running_loop().time() + BUSY_WAIT_S
         while True:
@@ -73,19 +75,25 @@ class MeshRoad:
                 raise Busy(refusal.reason)
             await asyncio.sleep(ASK_AGAIN_S)
 
-    async def _open_all(self, plan: Plan, request: OpenSession) -> tuple[OpenReply | None, int]:
-        """The first refusal, and then every place taken so far is given back; what all hold."""
-        held = []
+    async def _open_all(
+        self, plan: Plan, request: OpenSession
+    ) -> tuple[OpenReply | None, list[Held]]:
+        """The first refusal, and then every place taken so far is given back; or what each has."""
+        held: dict[PeerId, Held] = {}
         for device in holders(plan):
             reply = await self._open_on(device, request)
             if reply.outcome is not Outcome.OK:
-                await self.close(plan, request.session, b"")
-                return reply, 0
-            held.append(reply.held)
-        return None, min(held)
+                await self.close(plan, request.session, b"", paused=not request.afresh)
+                return reply, []
+            held[device] = reply.held
+        return None, [
+            in_common([held[share.device] for share in stage.shares]) for stage in plan.stages
+        ]
 
-    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
-        body = to_plain(CloseSession(session, prefix))
+    async def close(
+        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
+    ) -> None:
+        body = to_plain(CloseSession(session, prefix, paused))
         for device in holders(plan):
             with suppress(LinkError):  # a device that is gone has closed everything
                 await self._node.notify(device, CLOSE_SESSION, body)
@@ -98,7 +106,7 @@ class MeshRoad:
 
     def resumed(self, work: Replayed[Any]) -> None:
         paused_ms = (asyncio.get_running_loop().time() - self._paused_s) * 1e3
-        tokens = work.rows_to_replay
+        tokens = work.rows_replayed
         self._timeline.note(
             "resumed",
             f"conversation {work.session_id[:8]} goes on after {paused_ms:.0f} ms, "

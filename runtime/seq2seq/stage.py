@@ -20,9 +20,11 @@ from runtime.chosen import to_row
 from runtime.compute.torch_device import CPU
 from runtime.heads.question import Choice, draw
 from runtime.history import History
+from runtime.logs import Logs
 from runtime.models.decoder_block import DecoderCache, DecoderLayer, Target
 from runtime.models.encoder_block import EncoderLayer
 from runtime.models.encoder_ends import TokenEntry
+from runtime.refill import Held
 from runtime.sampling import Sampling
 from runtime.seq2seq.section import Ending, Section
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
@@ -78,12 +80,14 @@ class Seq2SeqStage:
         sampling: Sampling,
         context: int,
         *,
+        name: SessionId | None = None,
+        afresh: bool = False,
         prefix: bytes = b"",
         history: History | None = None,
         places: int = 1,
-    ) -> int:
-        """Makes empty caches; what the session held before is forgotten. Returns 0: nothing is
-        known of what will come, for the same tokens about another source are not the same.
+    ) -> Held:
+        """Makes empty caches; what the session held before is forgotten. Nothing is known of what
+        will come, for the same tokens about another source are not the same.
         """
         spec = self._checkpoint.spec
         caches = []
@@ -93,10 +97,17 @@ class Seq2SeqStage:
                 DecoderCache(layer.attention.stack, bound, self._device) for layer in self._decoders
             ]
         self._open[session] = _Open(caches, sampling, history)
-        return 0
+        return Held()
 
-    def close(self, session: SessionId, prefix: bytes = b"") -> None:
+    def close(self, session: SessionId, prefix: bytes = b"", *, paused: bool = False) -> None:
         self._open.pop(session, None)
+
+    def follow(self, before: object, logs: Logs) -> None:
+        """Every plan begins with the source again."""
+
+    def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
+        """Nothing is kept of what went into a layer."""
+        raise GenerationFailed("a model with an encoder keeps no log; replay the session")
 
     def limit(self, places: int) -> None:
         """Nothing is kept of sessions that ended, so there is nothing to let go of."""

@@ -56,6 +56,9 @@ def planned(checkpoint: Checkpoint, counter: int, cuts: tuple[int, ...] = (), **
     return replace(plan, predicted=Prediction(0.0, 0.0, 0, memory))
 
 
+LOG_BYTES = 1 << 24  # for what stages gave each other
+
+
 class Shelf:
     """A library of open checkpoints."""
 
@@ -77,7 +80,7 @@ class Desk:
         self.timeline = Timeline()
         self.outbox = Outbox(self.me, self, lambda source, frame: None, lambda header, why: None)
         self.steps = Steps(self.outbox)
-        self.pipeline = Pipeline(self.worker, self.outbox, lambda owner, failure: None)
+        self.pipeline = Pipeline(self.worker, self.outbox, lambda owner, failure: None, LOG_BYTES)
         self.holdings = Holdings(self.worker, memory_bytes)
         library = cast(Library, Shelf(checkpoints))
         self.installer = Installer(

@@ -26,6 +26,7 @@ from runtime.outbox import Outbox
 from runtime.pipeline import Pipeline
 from runtime.post import Post
 from runtime.reading import Reading
+from runtime.refill import Held, in_common
 from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
@@ -35,6 +36,7 @@ from runtime.steps import Steps
 from runtime.traffic import Traffic
 from runtime.worker import Worker
 
+LOG_BYTES = 1 << 24  # for what the stages of one device gave others
 Tamper = Callable[[PeerId, PeerId, TensorFrame], TensorFrame | None]
 
 
@@ -79,7 +81,9 @@ class Device:
         self.room = room
         self.worker = Worker(1)
         self.outbox = Outbox(me, self, self.deliver, self.lost)
-        self.pipeline = Pipeline(self.worker, self.outbox, room.report, room.on_blame)
+        self.pipeline = Pipeline(
+            self.worker, self.outbox, room.report, room.log_bytes, room.on_blame
+        )
         self.steps = Steps(self.outbox)
         self.plans: dict[ModelId, PlanId] = {}  # put up last
 
@@ -112,8 +116,9 @@ class Device:
             self.pipeline.on_frame(source, frame)
 
     def install(self, plan: Plan, checkpoint: Model) -> None:
+        before = None
         if plan.model in self.plans:
-            self.pipeline.end(self.plans[plan.model])
+            before = self.pipeline.end(self.plans[plan.model])
         self.plans[plan.model] = plan.plan_id
         if plan.head:
             vocab = next((one.vocab for one in plan.head if one.device == self.me), None)
@@ -131,15 +136,16 @@ class Device:
         leads = last and plan.stages[-1].lead == self.me
         head = self.room.head(checkpoint) if leads and not plan.head else None
         stage = stage_of(checkpoint, span, blocks, head)
-        self.pipeline.install(Post(plan, index, stage, checkpoint.traffic))
+        self.pipeline.install(Post(plan, index, stage, checkpoint.traffic), before)
 
 
 class Room:
     """All devices, and the road of every session: the plan in force is whatever was put up last."""
 
-    def __init__(self, checkpoint: Model) -> None:
+    def __init__(self, checkpoint: Model, log_bytes: int = LOG_BYTES) -> None:
         self.checkpoint = checkpoint
         self.devices: dict[PeerId, Device] = {}
+        self.log_bytes = log_bytes
         self.tamper: Tamper | None = None
         self.refusals: list[str] = []
         self.pauses: list[str] = []
@@ -154,8 +160,10 @@ class Room:
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, checkpoint: Model, count: int) -> AsyncIterator[Room]:
-        room = cls(checkpoint)
+    async def of(
+        cls, checkpoint: Model, count: int, log_bytes: int = LOG_BYTES
+    ) -> AsyncIterator[Room]:
+        room = cls(checkpoint, log_bytes)
         async with asyncio.TaskGroup() as tasks:
             running = []
             for number in range(count):
@@ -239,18 +247,21 @@ class Room:
         assert self._plan is not None
         return self._plan
 
-    async def open(self, plan: Plan, request: OpenSession) -> int:
+    async def open(self, plan: Plan, request: OpenSession) -> list[Held]:
         self._owners[request.session] = request.owner
-        held: list[int] = []
-        for share in [share for stage in plan.stages for share in stage.shares]:
-            if share.device not in self.devices:
+        held: list[Held] = []
+        for stage in plan.stages:
+            shares = [share.device for share in stage.shares]
+            if not all(device in self.devices for device in shares):
                 raise LinkClosed("gone")
-            held.append(self.devices[share.device].pipeline.open(request))
-        return min(held)
+            held.append(in_common([self.devices[one].pipeline.open(request) for one in shares]))
+        return held
 
-    async def close(self, plan: Plan, session: SessionId, prefix: bytes) -> None:
+    async def close(
+        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
+    ) -> None:
         for device in self.devices.values() if session in self._owners else ():
-            device.pipeline.close(session, self._owners[session], prefix)
+            device.pipeline.close(session, self._owners[session], prefix, paused=paused)
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         self.pauses.append(reason)

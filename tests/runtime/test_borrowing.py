@@ -17,6 +17,7 @@ from mesh.tensor_frame import Kind, TensorFrame
 from planner.plan import Span
 from runtime import kv_cache
 from runtime.prefix import BLOCK_TOKENS, chain
+from runtime.refill import Held
 from runtime.sampling import Sampling
 from runtime.session import Session
 from runtime.stage import Slice, Stage
@@ -59,7 +60,7 @@ def plain(model: WholeModel, tokens: list[int]) -> Tensor:
 def opened(stage: Stage, tokens: list[int], places: int = 8) -> tuple[SessionId, int]:
     session = SessionId.new()
     held = stage.open(session, Sampling(), CONTEXT, prefix=chain(tokens[:-1]), places=places)
-    return session, held
+    return session, held.tokens
 
 
 def step(stage: Stage, session: SessionId, tokens: list[int], first: int, last: int) -> Tensor:
@@ -207,7 +208,7 @@ def test_a_kept_cache_with_as_much_is_taken_and_nothing_copied(stage: Stage) -> 
     second, held = opened(stage, PROMPT)
     step(stage, second, PROMPT, held, len(PROMPT))
     stage.close(second, chain(PROMPT))
-    cache = stage._kept[chain(PROMPT)]
+    (cache,) = [one.cache for one in stage._kept if one.chain == chain(PROMPT)]
     third, _ = opened(stage, PROMPT)
     assert stage._open[third].cache is cache
     assert stage._open[first].cache is not cache
@@ -322,9 +323,9 @@ async def test_a_stage_that_promised_too_much_costs_one_retry(
     expected: list[int] = []
     opening = Stage.open
 
-    def promise(*arguments: object, prefix: bytes = b"", **others: object) -> int:
+    def promise(*arguments: object, prefix: bytes = b"", **others: object) -> Held:
         held = opening(*arguments, prefix=prefix, **others)  # type: ignore[arg-type]
-        return held + 1 if prefix else held
+        return Held(tuple(tokens + 1 for tokens in held.layers)) if prefix else held
 
     async with Room.of(checkpoint, 1) as room:
         await room.put_up(make_plan(checkpoint, ()))

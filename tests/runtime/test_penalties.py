@@ -85,6 +85,7 @@ def test_the_largest_opening_fits_a_message() -> None:
         1 << 20,
         bytes(MAX_HISTORY_BYTES),
         bytes(12 * 1024),
+        SessionId.new(),
     )
     assert decode(OpenSession, encode(opening)) == opening
 

@@ -69,13 +69,13 @@ def test_a_session_closed_while_its_step_computes_harms_nobody(
 
     def close_first(*arguments: object) -> object:
         stage.close(session, chain(tokens))
-        assert not stage._kept, "what the worker still writes to is not handed on"
+        assert not len(stage._kept), "what the worker still writes to is not handed on"
         return enter(*arguments)
 
     monkeypatch.setattr(block, "enter", close_first)
     assert step(stage, session, 0, PROMPT) is not None
     assert step(stage, session, 4, PROMPT[:1]) is None
-    assert list(stage._kept) == [chain(tokens)], "from then on it is"
+    assert [one.chain for one in stage._kept] == [chain(tokens)], "from then on it is"
 
 
 def test_a_gap_is_an_error_and_not_a_wrong_token(stage: Stage) -> None:
@@ -124,7 +124,7 @@ def test_a_prompt_that_begins_like_one_before_is_not_computed_again(stage: Stage
     stage.close(session, chain(first))
     longer = [*first, 77, 78]
     session = SessionId.new()
-    held = stage.open(session, Sampling(), 256, prefix=chain(longer[:-1]), places=8)
+    held = stage.open(session, Sampling(), 256, prefix=chain(longer[:-1]), places=8).tokens
     assert held == 2 * BLOCK_TOKENS
     went_on = step(stage, session, held, column(longer[held:]))
     fresh = opened(stage)
@@ -138,7 +138,8 @@ def test_another_prompt_gets_nothing_of_it(stage: Stage) -> None:
     step(stage, session, 0, column(first))
     stage.close(session, chain(first))
     other = [51, *first[1:]]
-    assert stage.open(SessionId.new(), Sampling(), 256, prefix=chain(other), places=8) == 0
+    held = stage.open(SessionId.new(), Sampling(), 256, prefix=chain(other), places=8)
+    assert held.tokens == 0
 
 
 def test_what_is_kept_makes_room_for_conversations(stage: Stage) -> None:
@@ -149,10 +150,10 @@ def test_what_is_kept_makes_room_for_conversations(stage: Stage) -> None:
         step(stage, session, 0, column(tokens))
         stage.close(session, chain(tokens))
         chains.append(chain(tokens))
-    assert list(stage._kept) == chains[1:], "two places, the oldest went"
+    assert [one.chain for one in stage._kept] == chains[1:], "two places, the oldest went"
     opened(stage, places=2)
     opened(stage, places=2)
-    assert not stage._kept
+    assert not len(stage._kept)
 
 
 async def test_a_new_plan_loads_only_what_is_missing(tiny: WholeModel) -> None:

@@ -116,7 +116,7 @@ async def test_a_prompt_that_begins_like_the_last_one(checkpoint: Checkpoint, sp
 def kept(device: Device, plan: Plan) -> bool:
     """Whether it has a cache of a conversation that ended."""
     stage = device.pipeline._work[plan.plan_id].post.stage
-    return isinstance(stage, Stage) and bool(stage._kept)
+    return isinstance(stage, Stage) and len(stage._kept) > 0
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["lead", "other"])
