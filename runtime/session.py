@@ -115,8 +115,9 @@ class Session(Replayed[Chosen]):
         if source is not None:
             first = len(self.wanted.prompt)  # where the first token is chosen
             await self._answer(self.steps.begin_source(lease, first, source, choose=False))
-        has = refill(lease.plan, held, len(known) - 1)
-        again = sum(has.until - run.start for run in has.runs) + len(known) - has.until
+        before = len(known) - 1  # the last one is sent at any rate
+        has = refill(lease.plan, held, before)
+        again = sum(has.until - run.start for run in has.runs) + before - has.until
         self._rows_replayed = again + (0 if source is None else len(source))
         for run in has.runs:
             await self._compute_again(lease, known, run, has)

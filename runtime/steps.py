@@ -176,7 +176,7 @@ class Steps:
     ) -> None:
         """Ends the leases and the steps under way of the plans that are over."""
         for lease in self._leases:
-            if is_over(lease.plan):
+            if lease.over is None and is_over(lease.plan):
                 lease.over = error
         for step in list(self._under_way.values()):
             if is_over(step.plan) and not step.answer.done():

@@ -198,6 +198,7 @@ headers = st.builds(
     row=st.integers(0, 3),
     tile_rows=st.just(1),
     width=st.integers(1, 64),
+    until=st.integers(0, MAX_TENSOR_DIM),
 )
 
 
@@ -217,6 +218,7 @@ def test_a_header_reads_back_and_fits_its_bound(made):
         ({"row": 1}, "tile rows 1..2 of 1"),
         ({"tile_rows": 0}, "tile rows"),
         ({"position": MAX_TENSOR_DIM + 1}, "beyond any context"),
+        ({"until": MAX_TENSOR_DIM + 1}, "beyond any model"),
         ({"width": 6}, "has 6 bytes; 5 came"),
         ({"dtype": DType.FLOAT32}, "has 20 bytes; 5 came"),
     ],

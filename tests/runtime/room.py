@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mesh.errors import LinkClosed, ProtocolError, StaleEpoch
+from mesh.errors import LinkClosed, PlanReplaced, ProtocolError, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId, SessionId
 from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
@@ -204,7 +204,7 @@ class Room:
         for device in self.devices.values():
             device.install(plan, checkpoint)
             device.steps.interrupt(
-                StaleEpoch("another plan is in force"), lambda leased: leased.model == plan.model
+                PlanReplaced("another plan is in force"), lambda leased: leased.model == plan.model
             )
 
     async def lose(self, number: int) -> None:

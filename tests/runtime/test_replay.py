@@ -5,22 +5,27 @@ And what is left is not computed again: the log of the stage before feeds the on
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from planner.plan import Span
+from mesh.tensor_frame import Kind, TensorFrame
+from planner.plan import Plan, Span
 from runtime.heads.chooser import WholeHead
 from runtime.heads.question import Choice
+from runtime.prefix import BLOCK_TOKENS
 from runtime.session import Session
 from runtime.stage import Slice, Stage
 from runtime.walks.walk import WHOLE, Walk
 from runtime.weights import Checkpoint
-from tests.runtime.room import Room, make_plan
+from tests.runtime.room import Room, make_plan, peer
 from tests.runtime.tiny_model import write_tiny_gemma
 
 LAYERS = 6
@@ -134,3 +139,255 @@ async def test_a_stage_lost_at_any_position(checkpoint: Checkpoint, told: Told, 
         for layer in range(LAYERS):  # the tokens to come, and what was lost
             again = len(PROMPT) + at_token - 1 if layer in gone else 0
             assert told.computed(layer) == TOKENS - at_token + again, f"layer {layer}"
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+async def test_whatever_happens_in_whatever_order(
+    checkpoint: Checkpoint, data: st.DataObject
+) -> None:
+    """Reliability test 13, at random: losses and moves one after the other, to any plan over the
+    devices that are left, with room for any part of the logs.
+    """
+    prompt = data.draw(st.lists(st.integers(50, 290), min_size=1, max_size=150))
+    expected = await undisturbed(checkpoint, prompt)
+    left = list(range(SPARE + 1))
+    log_bytes = data.draw(st.sampled_from([0, 1 << 17, 1 << 24]))
+
+    def any_plan(counter: int) -> Plan:
+        devices = data.draw(st.permutations(left))
+        count = data.draw(st.integers(1, len(devices)))
+        cuts = data.draw(
+            st.sets(st.integers(1, LAYERS - 1), min_size=count - 1, max_size=count - 1)
+        )
+        devices = tuple(devices[:count])
+        return make_plan(checkpoint, tuple(sorted(cuts)), counter, devices=devices)
+
+    async with Room.of(checkpoint, OWNER + 1, log_bytes) as room:
+        plan = any_plan(1)
+        await room.put_up(plan)
+        session, tokens = room.session(OWNER, prompt, TOKENS), []
+        async for token in session.tokens():
+            tokens.append(token.token)
+            assert lengths(room) == {len(prompt) + len(tokens) - 1}
+            if data.draw(st.booleans()):
+                if len(left) > 1 and data.draw(st.booleans()):
+                    left.remove(gone := data.draw(st.sampled_from(left)))
+                    await room.lose(gone)
+                plan = any_plan(plan.epoch.counter + 1)
+                await room.put_up(plan)
+        assert tokens == expected
+        assert not room.failures
+
+
+async def resumed(
+    checkpoint: Checkpoint, room: Room, prompt: list[int], after: Plan, *, lost: int | None
+) -> tuple[Session, list[int]]:
+    """A conversation that is under another plan after five tokens."""
+    await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+    session, tokens = room.session(OWNER, prompt, TOKENS), []
+    async for token in session.tokens():
+        tokens.append(token.token)
+        if len(tokens) == 5:
+            if lost is not None:
+                await room.lose(lost)
+            await room.put_up(after)
+    return session, tokens
+
+
+async def test_a_move_to_a_better_plan_is_no_loss(checkpoint: Checkpoint, told: Told) -> None:
+    """A device joins and takes a stage: only what moved is computed again, and it is counted as a
+    planned move.
+    """
+    expected = await undisturbed(checkpoint, PROMPT)
+    told.rows.clear()
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
+        session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=None)
+    assert tokens == expected
+    assert (session.replays, session.moves) == (0, 1)
+    assert told.computed(0) == told.computed(5) == len(PROMPT) + TOKENS - 1
+    assert told.computed(2) == len(PROMPT) + TOKENS - 1 + len(PROMPT) + 4
+
+
+async def test_the_same_plan_from_a_new_leader_computes_nothing_again(
+    checkpoint: Checkpoint, told: Told
+) -> None:
+    expected = await undisturbed(checkpoint, PROMPT)
+    told.rows.clear()
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        after = make_plan(checkpoint, CUTS, 2, devices=BEFORE)
+        session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=None)
+    assert tokens == expected
+    assert session.rows_replayed == 0
+    assert told.computed(3) == len(PROMPT) + TOKENS - 1
+
+
+async def test_without_room_for_a_log_all_is_replayed(checkpoint: Checkpoint, told: Told) -> None:
+    expected = await undisturbed(checkpoint, PROMPT)
+    told.rows.clear()
+    async with Room.of(checkpoint, OWNER + 1, log_bytes=0) as room:
+        after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
+        session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
+        assert not room.failures
+    assert tokens == expected
+    assert session.rows_replayed == len(PROMPT) + 4
+    assert told.computed(0) == 2 * len(PROMPT) + 4 + TOKENS - 1
+
+
+async def test_a_log_that_ends_in_the_middle_of_it_costs_a_replay(checkpoint: Checkpoint) -> None:
+    """It was there when the owner asked, and others needed the room before it was given."""
+    expected = await undisturbed(checkpoint, PROMPT)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+
+        def end_logs(source: object, to: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is Kind.AGAIN:
+                logs = room.devices[peer(0)].pipeline.logs
+                for log in logs._alive():
+                    log.end_it()
+            return frame
+
+        room.tamper = end_logs
+        after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
+        session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
+        assert ["is not kept here any more" in one.reason for one in room.failures] == [True]
+    assert tokens == expected
+    assert session.rows_replayed == len(PROMPT) + 4, "the second time all is computed"
+
+
+async def test_garbage_in_the_middle_of_it_costs_a_replay(checkpoint: Checkpoint) -> None:
+    expected = await undisturbed(checkpoint, PROMPT)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+
+        def spoil(source: object, to: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is Kind.HIDDEN and frame.header.until:
+                return TensorFrame(replace(frame.header, until=1), frame.payload)
+            return frame
+
+        room.tamper = spoil
+        after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
+        _, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
+        assert room.refusals == ["a step that ends before layer 1 does not come here"]
+    assert tokens == expected
+
+
+@pytest.mark.parametrize("asked", [(0, 4), (2, 0), (2, 513), (5, 4), (-1, -1)])
+async def test_what_nobody_would_ask_of_a_log_is_refused(
+    checkpoint: Checkpoint, asked: tuple[int, int]
+) -> None:
+    """Bounds are checked before anything is looked up; the owner starts over."""
+    expected = await undisturbed(checkpoint, PROMPT)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+
+        def spoil(source: object, to: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is not Kind.AGAIN:
+                return frame
+            numbers = torch.tensor(asked, dtype=torch.int32).numpy().data.cast("B")
+            return TensorFrame(frame.header, numbers)
+
+        room.tamper = spoil
+        after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
+        _, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
+        assert len(room.refusals) == 1
+    assert tokens == expected
+
+
+async def test_a_stage_lost_in_the_middle_of_a_long_prompt(
+    checkpoint: Checkpoint, told: Told
+) -> None:
+    """Several steps are under way, and the stages have come differently far."""
+    prompt = [50 + n * 7 % 240 for n in range(1500)]
+    expected = await undisturbed(checkpoint, prompt, 4)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+        lost = asyncio.Event()
+
+        def lose(source: object, to: object, frame: TensorFrame) -> TensorFrame | None:
+            if frame.header.position >= 1000 and to == peer(2) and frame.header.epoch.counter == 1:
+                lost.set()
+                return None
+            return frame
+
+        room.tamper = lose
+        collecting = asyncio.ensure_future(collect(room.session(OWNER, prompt, 4)))
+        await lost.wait()
+        told.rows.clear()
+        await room.lose(1)
+        await room.put_up(make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2)))
+        assert await collecting == expected
+        assert not room.failures
+    assert told.computed(0) < len(prompt) <= told.computed(2), "only the lost stage begins again"
+
+
+async def test_a_prompt_known_from_before_is_fed_to_the_stage_that_was_lost(
+    checkpoint: Checkpoint, told: Told
+) -> None:
+    """Two conversations that begin alike: what the second one borrowed is in its log too."""
+    prompt = [50 + n * 7 % 240 for n in range(3 * BLOCK_TOKENS)]
+    expected = await undisturbed(checkpoint, [*prompt, 7])
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+        first = room.session(OWNER, [*prompt, 5], TOKENS).tokens()
+        await anext(first)
+        session, tokens = room.session(OWNER, [*prompt, 7], TOKENS), []
+        async for token in session.tokens():
+            tokens.append(token.token)
+            if len(tokens) == 5:
+                await room.lose(1)
+                told.rows.clear()
+                await room.put_up(make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2)))
+        await first.aclose()
+    assert tokens == expected
+    assert told.computed(0) == TOKENS - 5
+    assert told.computed(2) == len(prompt) + TOKENS
+
+
+async def test_two_stages_lost_at_once(checkpoint: Checkpoint, told: Told) -> None:
+    """Reliability test 15: two failures at once. The one that is left is not computed again."""
+    expected = await undisturbed(checkpoint, PROMPT)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+        session, tokens = room.session(OWNER, PROMPT, TOKENS), []
+        async for token in session.tokens():
+            tokens.append(token.token)
+            if len(tokens) == 5:
+                await room.lose(0)
+                await room.lose(2)
+                told.rows.clear()
+                await room.put_up(make_plan(checkpoint, CUTS, 2, devices=(OWNER, 1, SPARE)))
+        assert tokens == expected
+        assert session.replays == 1
+    assert told.computed(2) == TOKENS - 5
+    assert told.computed(0) == told.computed(5) == len(PROMPT) + TOKENS - 1
+
+
+@pytest.mark.parametrize("second", [0, 2, SPARE], ids=["the giver", "one behind", "the new one"])
+async def test_a_failure_during_recovery(checkpoint: Checkpoint, second: int) -> None:
+    """Reliability test 15: another device goes while the lost stage is being computed again."""
+    prompt = [50 + n * 7 % 240 for n in range(700)]
+    expected = await undisturbed(checkpoint, prompt)
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+        session, tokens = room.session(OWNER, prompt, TOKENS), []
+        stream = session.tokens()
+        while len(tokens) < 5:
+            tokens.append((await anext(stream)).token)
+        again = asyncio.Event()
+
+        def count(source: object, to: object, frame: TensorFrame) -> TensorFrame:
+            if frame.header.kind is Kind.HIDDEN and frame.header.until:
+                again.set()
+            return frame
+
+        room.tamper = count
+        await room.lose(1)
+        await room.put_up(make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2)))
+        going_on = asyncio.ensure_future(anext(stream))
+        await again.wait()
+        await room.lose(second)
+        left = [device for device in (0, 2, SPARE) if device != second]
+        await room.put_up(make_plan(checkpoint, (3,), 3, devices=tuple(left)))
+        tokens.append((await going_on).token)
+        tokens += [token.token async for token in stream]
+        assert tokens == expected
+        assert session.replays == 1, "one pause, as the client saw it"
