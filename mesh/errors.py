@@ -28,6 +28,7 @@ PotluckError
     WrongModel          the model is not for what was asked of it
     ModelInUse          the model cannot be removed or replaced while it runs
     WeightsMissing      pieces of a model that no device here can give now
+      NowhereHere       pieces of a model that no device here has
     DiskFull            the disk took no more; what is there is kept
     PullFailed          a model could not be brought from where it was to come from
   SessionError
@@ -160,6 +161,14 @@ class ModelInUse(ModelError):
 
 class WeightsMissing(ModelError):
     """Pieces of a model that no device here can give now; they may come back with a device."""
+
+
+class NowhereHere(WeightsMissing):
+    """Pieces of a model that no device here has, by their numbers."""
+
+    def __init__(self, text: str, pieces: frozenset[int] = frozenset()) -> None:
+        super().__init__(text)
+        self.pieces = pieces
 
 
 class DiskFull(ModelError):

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from mesh.errors import Busy, GenerationFailed, MeshError, PlanReplaced, PotluckError
 from mesh.ids import PeerId, SessionId
-from planner.plan import Plan
+from planner.plan import Plan, Span
 from runtime.refill import Held
 from runtime.session_messages import OpenSession
 from runtime.steps import Answer, Lease, StepAnswer, Steps
@@ -118,7 +118,12 @@ class Replayed(ABC, Generic[T]):
     @property
     @abstractmethod
     def rows_replayed(self) -> int:
-        """How many rows some layers computed again under this plan."""
+        """How many rows were computed again under this plan, by some layers or by all."""
+
+    @property
+    def layers_replayed(self) -> tuple[Span, ...]:
+        """The only layers that computed anything again under this plan; none: all did, or none."""
+        return ()
 
     @abstractmethod
     def _opening(self, plan: Plan) -> OpenSession:

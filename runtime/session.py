@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mesh.errors import GenerationFailed, PromptTooLong
-from planner.plan import MIN_CHUNK_ROWS, Plan, Split
+from planner.plan import MIN_CHUNK_ROWS, Plan, Span, Split
 from runtime.chosen import Chosen
 from runtime.history import History
 from runtime.prefix import chain
@@ -49,6 +49,7 @@ class Session(Replayed[Chosen]):
     generated: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     _rows_replayed: int = field(default=0, init=False)
+    _layers_replayed: tuple[Span, ...] = field(default=(), init=False)
 
     def tokens(self) -> AsyncGenerator[Chosen, None]:
         """The tokens as they come; `finish_reason` is set at the end ("stop" or "length").
@@ -68,6 +69,10 @@ class Session(Replayed[Chosen]):
     @property
     def rows_replayed(self) -> int:
         return self._rows_replayed
+
+    @property
+    def layers_replayed(self) -> tuple[Span, ...]:
+        return self._layers_replayed
 
     def _opening(self, plan: Plan) -> OpenSession:
         context, prompt = plan.capacity.context, len(self.wanted.prompt)
@@ -119,6 +124,7 @@ class Session(Replayed[Chosen]):
         has = refill(lease.plan, held, before)
         again = sum(has.until - run.start for run in has.runs) + before - has.until
         self._rows_replayed = again + (0 if source is None else len(source))
+        self._layers_replayed = tuple(run.layers for run in has.runs)
         for run in has.runs:
             await self._compute_again(lease, known, run, has)
         token = await self._prefill(lease, known, has.until)

@@ -12,7 +12,7 @@ from apps.models.fetcher import Fetcher
 from apps.models.library import Library
 from apps.models.messages import BringReply, BringRequest
 from apps.planning.messages import Outcome
-from mesh.errors import ModelNotFound, PotluckError, WeightsMissing
+from mesh.errors import ModelNotFound, NowhereHere, PotluckError, WeightsMissing
 
 ANSWER_S = 2.0  # the leader hears after that long at the latest
 
@@ -39,6 +39,8 @@ class Bringer:
         match task.exception():
             case None:
                 return BringReply(Outcome.OK, "", 0, 0)
+            case NowhereHere() as error:
+                return BringReply(Outcome.RETRY, str(error), 0, 0, is_nowhere=True)
             case WeightsMissing() | ModelNotFound() as error:
                 # It may come back with the device that has it.
                 return BringReply(Outcome.RETRY, str(error), 0, 0)

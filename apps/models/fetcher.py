@@ -110,7 +110,8 @@ class Fetcher:
 
             async def look() -> list[Holder]:
                 holders = await self._holders(partial.model)
-                return [holder for holder in holders if holder.have.manifest == key]
+                may = [holder.have.manifest == key or holder.have.pending for holder in holders]
+                return [holder for holder, is_one in zip(holders, may, strict=True) if is_one]
 
             self._transfers[key] = Transfer(partial, look, self._dialer, self._timeline)
         return self._transfers[key]

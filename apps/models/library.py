@@ -13,13 +13,15 @@ from apps.models.fetcher import Fetcher
 from apps.models.messages import HeldModel
 from apps.models.shelf import Shelf
 from apps.planning.messages import ModelRef
-from mesh.errors import ModelNotFound
+from mesh.errors import ModelNotFound, NowhereHere
 from mesh.ids import ModelId
 from planner.plan import Span
+from planner.words import list_text
 from runtime.checkpoints import Model
 from runtime.compute.precision import Precision
 from runtime.cut import WHOLE, Cut
 from runtime.stored.layout import share_of
+from runtime.stored.manifest import Manifest
 from runtime.stored.partial import PartialModel
 
 
@@ -100,7 +102,15 @@ class Library:
         partial = self._shelf.partial_at(checkpoint.path)
         if partial is not None and self._fetcher is not None:
             ranges = await asyncio.to_thread(share_of, checkpoint, span, cut)
-            await self._fetcher.bring(partial, partial.manifest.pieces_of(ranges))
+            try:
+                await self._fetcher.bring(partial, partial.manifest.pieces_of(ranges))
+            except NowhereHere as error:
+                layers = await asyncio.to_thread(
+                    _layers_with, error.pieces, partial.manifest, checkpoint, span
+                )
+                words = f"layers {list_text([str(one) for one in layers])}" if layers else "a part"
+                text = f"no device here has {words} of {reference.name}"
+                raise NowhereHere(text, error.pieces) from None
             await self._finish(partial)
         return checkpoint
 
@@ -142,3 +152,18 @@ class Library:
         """Once everything of a model has come, it is an ordinary one."""
         if partial.is_whole and partial in self._shelf.partials:
             await asyncio.to_thread(self._catalogue.finish, partial)
+
+
+def _layers_with(
+    pieces: frozenset[int], manifest: Manifest, checkpoint: Model, span: Span
+) -> list[Span]:
+    """The runs of layers that need some of these pieces; with the first goes the embedding, with
+    the last the head.
+    """
+    runs: list[Span] = []
+    for index in range(span.first, span.last):
+        if pieces.isdisjoint(manifest.pieces_of(share_of(checkpoint, Span(index, index + 1)))):
+            continue
+        first = runs.pop().first if runs and runs[-1].last == index else index
+        runs.append(Span(first, index + 1))
+    return runs

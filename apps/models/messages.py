@@ -108,6 +108,7 @@ class BringReply:
     reason: str
     done_bytes: int
     wanted_bytes: int
+    is_nowhere: bool = False  # no device here has what is missing
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,13 @@ class PieceQueue:
             if piece not in self._asked and not any(self._may(s, piece) for s in self._has)
         ]
 
+    def nowhere(self, devices: Iterable[Runs]) -> frozenset[int]:
+        """Pieces that are wanted and that none of these devices has."""
+        has = np.zeros(self._count, np.bool_)
+        for first, last in (run for runs in devices for run in runs):
+            has[max(first, 0) : max(last, 0)] = True
+        return frozenset(piece for piece in self._wanted if not has[piece])
+
     def want(self, pieces: Iterable[int]) -> None:
         """These before all others that are not asked for yet."""
         self._wants += 1

@@ -207,8 +207,9 @@ class Coordinator:
             )
             self._timeline.note("plan-kept", plan.reason)
         else:
+            before = entry.plan if entry is not None else None
             try:
-                await self._unless_lost(bring_shares(self._node, plan, task.wish))
+                await self._unless_lost(bring_shares(self._node, plan, task.wish, before))
                 entry = await self._changeover.install(task, drawing.arrangement, as_of)
             except DeviceRefused as error:
                 refusals.count(error)

@@ -107,10 +107,11 @@ class MeshRoad:
     def resumed(self, work: Replayed[Any]) -> None:
         paused_ms = (asyncio.get_running_loop().time() - self._paused_s) * 1e3
         tokens = work.rows_replayed
+        layers = " and ".join(str(span) for span in work.layers_replayed)
         self._timeline.note(
             "resumed",
             f"conversation {work.session_id[:8]} goes on after {paused_ms:.0f} ms, "
-            f"{tokens} tokens replayed",
+            f"{tokens} tokens replayed" + (f" by layers {layers}" if layers else ""),
             paused_ms=paused_ms,
             replayed_tokens=tokens,
         )

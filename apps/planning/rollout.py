@@ -22,10 +22,11 @@ from apps.planning.messages import (
     Wish,
 )
 from mesh.codec import from_plain, to_plain
-from mesh.errors import ProtocolError, RequestFailed
+from mesh.errors import PlanError, ProtocolError, RequestFailed
 from mesh.ids import Epoch, PeerId, PlanId
 from mesh.node import Node
 from planner.plan import Plan
+from planner.words import list_text
 from runtime.cut import cut_of
 
 REPORT_TIMEOUT_S = 2.0  # a report is a look at two variables
@@ -56,17 +57,31 @@ class DeviceLacks(DeviceRefused):
     """A device lacks weights of its share, and nobody gives them to it now."""
 
 
-async def bring_shares(node: Node, plan: Plan, wish: Wish) -> None:
+class _Nowhere(DeviceLacks):
+    """No device has these weights any more: leaving one of them out would not help."""
+
+
+async def bring_shares(node: Node, plan: Plan, wish: Wish, before: Plan | None = None) -> None:
     """Before the plan's epoch begins: every device gets on its disk what its share needs, from the
     others where it lacks it, for as long as that takes; the plan in force runs on meanwhile.
 
-    Raises DeviceUnable or DeviceLacks for a device that cannot, LinkError for one that is gone.
+    Raises DeviceUnable or DeviceLacks for a device that cannot, LinkError for one that is gone,
+    PlanError for weights that nobody has any more; those of the plan `before` had them.
     """
     bringing = [
         asyncio.ensure_future(_bring_share(node, device, plan, wish)) for device in plan.devices
     ]
     try:
         await asyncio.gather(*bringing)
+    except _Nowhere as error:
+        view = node.view
+        gone = [one for one in (before.devices if before else ()) if not view.is_here(one)]
+        names = list_text([m.name if (m := view.find(one)) else one.short for one in gone])
+        had = f": {names} had them" if gone else ""
+        raise PlanError(
+            f"{error.reason}{had}. Bring back a device that has them, or the model itself with "
+            f"`potluck pull {wish.model.name}`"
+        ) from None
     finally:
         for task in bringing:
             task.cancel()
@@ -81,6 +96,8 @@ async def _bring_share(node: Node, device: PeerId, plan: Plan, wish: Wish) -> No
     while True:
         answer = await node.request(device, BRING_SHARE, body, BRING_TIMEOUT_S)
         reply: BringReply = from_plain(BringReply, answer)
+        if reply.is_nowhere:
+            raise _Nowhere(device, reply.reason)
         match reply.outcome:
             case Outcome.OK:
                 return

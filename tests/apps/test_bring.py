@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,17 @@ from apps.planning.messages import ModelRef, Outcome, Wish
 from apps.planning.refusals import MAX_REFUSALS, Refusals
 from apps.planning.rollout import DeviceLacks, DeviceRefused, DeviceUnable, bring_shares
 from mesh.codec import to_plain
-from mesh.errors import DiskFull, LinkClosed, ModelNotFound, PotluckError, WeightsMissing
+from mesh.errors import (
+    DiskFull,
+    LinkClosed,
+    ModelNotFound,
+    NowhereHere,
+    PlanError,
+    PotluckError,
+    WeightsMissing,
+)
 from mesh.ids import ModelId, PeerId
+from mesh.membership import View
 from mesh.node import Node
 from planner.plan import Plan, Span
 from runtime.weights import Checkpoint
@@ -35,6 +45,7 @@ class FakeNode:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self.view = View(peer(0), (), None, None, 1)
         self.asked: list[PeerId] = []
 
     async def request(self, device: PeerId, topic: str, body: Any, timeout_s: float) -> Any:
@@ -86,6 +97,15 @@ async def test_a_transfer_that_stands_still_is_given_up(
     with pytest.raises(DeviceLacks, match="got no more of house") as caught:
         await bring(FakeNode(answer), plan_and_wish)
     assert caught.value.device == peer(2)
+
+
+async def test_what_nobody_has_is_nobodys_fault(plan_and_wish: tuple[Plan, Wish]) -> None:
+    """No other plan would help, so none is tried."""
+    text = "no device here has layers 2..3 of house"
+    node = FakeNode(lambda device: BringReply(Outcome.RETRY, text, 0, 0, is_nowhere=True))
+    before = replace(plan_and_wish[0], stages=plan_and_wish[0].stages[2:])
+    with pytest.raises(PlanError, match=rf"{text}: {peer(2).short} had them.*potluck pull house"):
+        await bring_shares(cast(Node, node), *plan_and_wish, before)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +191,7 @@ async def test_another_share_ends_the_first(library: FakeLibrary, bringer: Bring
     ("error", "outcome"),
     [
         (WeightsMissing("nobody has it"), Outcome.RETRY),
+        (NowhereHere("nobody has it", frozenset({3})), Outcome.RETRY),
         (ModelNotFound("nobody has it"), Outcome.RETRY),
         (DiskFull("full"), Outcome.IMPOSSIBLE),
         (OSError("the disk is gone"), Outcome.IMPOSSIBLE),
@@ -184,6 +205,7 @@ async def test_what_goes_wrong_is_told(
     library.shares[0].set_exception(error)
     told = await bringer.bring(request)
     assert (told.outcome, told.reason) == (outcome, str(error))
+    assert told.is_nowhere == isinstance(error, NowhereHere)
     await bringer.bring(request)
     assert len(library.shares) == 2, "asked again, it tries again"
     await bringer.close()

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from apps.models.messages import BRING_SHARE, BringReply
+from apps.models.messages import BRING_SHARE, BringReply, BringRequest
 from apps.planning import coordinator as coordinator_module
 from apps.planning.coordinator import Coordinator
 from apps.planning.messages import (
@@ -84,6 +84,9 @@ class Home:
         self.times = dict.fromkeys(self.desks, 1.0)  # as long as it measured each takes
         self.turns = self.asked = 0
         self.layer_s, self.bytes_per_s = 1e-3, 1e8
+        self.bring: Callable[[BringRequest], BringReply] = lambda request: BROUGHT
+        self.brought = 0  # how often a device was to bring its share
+        self.slower = dict.fromkeys(self.desks, 1.0)  # what a layer takes on each, times `layer_s`
         self.view = View(peer(0), (), Epoch(1, peer(0)), peer(0), 1)
         self.here = set(self.desks)
         self._show()
@@ -203,7 +206,8 @@ class Home:
                 self.asked += 1
                 return to_plain(EffortsReport(self._measured(device)))
         assert topic == BRING_SHARE, topic
-        return to_plain(BringReply(Outcome.OK, "", 0, 0))
+        self.brought += 1
+        return to_plain(self.bring(from_plain(BringRequest, body)))
 
     async def _prepare(self, desk: Desk, request: Prepare) -> PrepareReply:
         try:
@@ -235,7 +239,8 @@ class Home:
         return self.coordinator._drifting._factors.devices.get(device, 1.0)
 
     def _profile(self, device: PeerId) -> ProfileReply:
-        curve = Curve(((1, self.layer_s), (512, 40 * self.layer_s)))
+        layer_s = self.layer_s * self.slower[device]
+        curve = Curve(((1, layer_s), (512, 40 * layer_s)))
         name = f"device{list(self.desks).index(device)}"
         profile = DeviceProfile(device, name, self.memory[device], curve, 1e-3, 0)
         links = tuple(
@@ -246,6 +251,7 @@ class Home:
         return ProfileReply(profile, "", links, unmeasured=False)
 
 
+BROUGHT = BringReply(Outcome.OK, "", 0, 0)
 TOPICS = {REPORT_PLAN, PREPARE_PLAN, COMMIT_PLAN, PROFILE_DEVICE}
 
 
@@ -389,6 +395,64 @@ async def test_a_lost_device_breaks_only_the_models_that_were_on_it(
         again = await home.plan(models[1])
         assert second.devices[0] not in again.devices
         assert home.conversations(first) == 1, "the other did not notice"
+        assert (await home.plan(models[0])).plan_id == first.plan_id
+
+
+async def test_when_no_copy_of_some_layers_is_left_there_is_one_clear_error(
+    models: list[Checkpoint],
+) -> None:
+    """Reliability test 15: no endless retry, and the text says what is missing and who had it."""
+    room = size(models[0])
+    async with Home.of(models, room, room) as home:
+        first = await home.plan(models[0])
+        (gone,) = first.devices
+        name = f"device{list(home.desks).index(gone)}"
+        text = "no device here has layers 2..3 of tiny0"
+        home.bring = lambda request: BringReply(Outcome.RETRY, text, 0, 0, is_nowhere=True)
+        asked = home.brought
+        home.lose(list(home.desks).index(gone))
+        reply = await home.want(models[0])
+        assert reply.outcome is Outcome.IMPOSSIBLE
+        assert reply.reason.startswith(f"{text}: {name} had them. Bring back a device")
+        assert home.brought == asked + 1, "asking again would not help"
+        home.bring = lambda request: BROUGHT
+        home.come_back(list(home.desks).index(gone))
+        assert (await home.want(models[0])).outcome is Outcome.OK
+
+
+async def test_a_device_that_joins_is_used_while_a_conversation_runs(
+    models: list[Checkpoint],
+) -> None:
+    """The better plan repays its move, and comes without anybody asking for it."""
+    room = size(models[0])
+    async with Home.of(models, room, room) as home:
+        home.here.discard(peer(1))
+        home._show()
+        home.slower[peer(1)] = 1e-3
+        first = await home.plan(models[0])
+        home.talk(first)
+        assert first.devices == (peer(0),)
+        home.come_back(1)
+        await home.until(lambda: len(home.said("installed")) == 2)
+        second = await home.plan(models[0])
+        assert second.devices == (peer(1),)
+        assert second.epoch > first.epoch
+        assert "device1 joined" in " ".join(home.said("planning"))
+
+
+async def test_a_device_that_joins_and_is_no_gain_disturbs_nobody(
+    models: list[Checkpoint],
+) -> None:
+    room = size(models[0])
+    async with Home.of(models, room, room) as home:
+        home.here.discard(peer(1))
+        home._show()
+        home.slower[peer(1)] = 1e3
+        first = await home.plan(models[0])
+        home.talk(first)
+        home.come_back(1)
+        await home.until(lambda: bool(home.said("plan-kept")))
+        assert home.conversations(first) == 1
         assert (await home.plan(models[0])).plan_id == first.plan_id
 
 

@@ -19,7 +19,7 @@ from apps.models.messages import HaveReply
 from apps.models.source import Kind, fetch_manifest
 from apps.models.transfer import Holder, Transfer
 from apps.timeline import Timeline
-from mesh.errors import DiskFull, ProtocolError, WeightsMissing
+from mesh.errors import DiskFull, NowhereHere, ProtocolError, WeightsMissing
 from mesh.ids import ModelId, PeerId
 from mesh.limits import MAX_DAMAGED_PIECES, MAX_PIECE_BYTES
 from mesh.net.piece_links import PieceRequest, PieceServer
@@ -42,6 +42,7 @@ async def deadline(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     monkeypatch.setattr(source_module, "PIECE_STALL_S", 0.3)
     monkeypatch.setattr(transfer_module, "LOOK_INTERVAL_S", 0.1)
     monkeypatch.setattr(transfer_module, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(transfer_module, "NOWHERE_S", 0.5)
     monkeypatch.setattr(transfer_module, "ASIDE_S", 0.2)
     async with asyncio.timeout(DEADLINE_S):
         yield
@@ -303,9 +304,20 @@ async def test_what_no_device_has_is_said_and_the_rest_kept(room: Room) -> None:
     one = await room.giver("one")
     one.runs = ((0, 4),)
     partial = room.partial()
-    with pytest.raises(WeightsMissing, match=r"0\.3 MB of house.*What has come is kept"):
+    with pytest.raises(NowhereHere, match=r"0\.3 MB of house.*What has come is kept") as caught:
         await room.transfer(partial).bring(range(5))
+    assert caught.value.pieces == {4}
     assert partial.runs() == [(0, 4)]
+
+
+async def test_a_source_that_gives_nothing_is_not_nowhere(room: Room) -> None:
+    """It has the piece, so it is waited for, as long as for any other that stands still."""
+    one = await room.giver("one")
+    one.gate.clear()
+    with pytest.raises(WeightsMissing) as caught:
+        await room.transfer(room.partial()).bring([3])
+    assert not isinstance(caught.value, NowhereHere)
+    one.gate.set()
 
 
 async def test_a_restart_goes_on_where_it_was(room: Room) -> None:
