@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from apps.planning.messages import Commit
 from mesh.errors import Busy, PlanError, StaleEpoch
@@ -14,6 +15,9 @@ from mesh.ids import SessionId
 from planner.memory import held_bytes
 from planner.plan import Capacity, Plan
 from runtime.compute.precision import Precision
+from runtime.sampling import Sampling
+from runtime.session_messages import OpenSession
+from runtime.stage import Slice
 from runtime.weights import Checkpoint
 from tests.apps.desk import Desk, epoch, in_force, planned, tiny_checkpoints, wish_for
 
@@ -253,3 +257,46 @@ async def test_how_long_a_model_is_idle_survives_its_next_plan(
     (told,) = in_force((second, wish_for(models[0], second)))
     await desk.installer.commit(Commit(second.epoch, (replace(told, idle_s=500.0),)), epoch(2))
     assert desk.installer.report().known[0].idle_s < 10.0, "this device knows better"
+
+
+def slices(session: SessionId, position: int, count: int) -> list[Slice]:
+    rows = torch.arange(60 + position, 60 + position + count, dtype=torch.int32).unsqueeze(1)
+    return [Slice(session, position, rows, choose=False)]
+
+
+async def test_a_conversation_keeps_its_caches_from_plan_to_plan(
+    desk: Desk, models: list[Checkpoint]
+) -> None:
+    """This device gets layers beside those it had, and then loses some; what it had it still has."""
+    first = await install(desk, models[0], 1, devices=(0, 7), cuts=(2,))
+    session, name = SessionId.new(), SessionId.new()
+    assert opened(desk, first, session, name) == (0, 0)
+    post = desk.pipeline._work[first.plan_id].post
+    await desk.worker.run(post.stage.turn, slices(session, 0, 5))
+    wider = await install(desk, models[0], 2, devices=(0, 7), cuts=(3,))
+    assert opened(desk, wider, again := SessionId.new(), name) == (5, 5, 0)
+    assert desk.known() == {wider.plan_id: 1}
+    desk.pipeline.close(again, desk.me, paused=True)
+    narrower = await install(desk, models[0], 3, devices=(0, 7), cuts=(1,))
+    assert opened(desk, narrower, SessionId.new(), name) == (5,)
+    assert opened(desk, narrower, SessionId.new(), SessionId.new()) == (0,), "a stranger's is empty"
+
+
+async def test_another_precision_goes_on_from_no_cache(
+    desk: Desk, models: list[Checkpoint]
+) -> None:
+    first = await install(desk, models[0], 1)
+    session, name = SessionId.new(), SessionId.new()
+    opened(desk, first, session, name)
+    post = desk.pipeline._work[first.plan_id].post
+    await desk.worker.run(post.stage.turn, slices(session, 0, 5))
+    exact = await install(desk, models[0].at(Precision.FP32), 2)
+    assert set(opened(desk, exact, SessionId.new(), name)) == {0}
+
+
+def opened(desk: Desk, plan: Plan, session: SessionId, name: SessionId) -> tuple[int, ...]:
+    """How many tokens of the conversation each layer here has, as its owner is told."""
+    request = OpenSession(
+        plan.epoch, plan.plan_id, session, desk.me, Sampling(), 16, conversation=name
+    )
+    return desk.pipeline.open(request).layers
