@@ -12,13 +12,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
 from mesh.errors import GenerationFailed, PotluckError, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
-from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
+from mesh.tensor_frame import FrameHeader, TensorFrame
 from planner.plan import Capacity, Plan
 from runtime.heads.desk import HeadDesk
 from runtime.logs import Logs
@@ -306,14 +305,10 @@ class Pipeline:
         if conversation is None or post.plan.plan_id not in self._work:
             self.refused["closed conversation"] += 1
         elif out is not None or post.ends(step.header.until):
-            until = step.header.until
-            kind, dtype = post.outgoing(step.header.kind, out, until)
-            if kind is Kind.DONE or out is None:
-                whole = torch.zeros(1, 1, dtype=torch.int32)  # nothing was to be chosen
-            else:
-                whole = torch.cat([*step.outs, out]) if step.outs else out
-            header = _whole(step.header, kind, dtype, whole)
-            self._outbox.post(post.downstream(conversation.opened, until), header, whole)
+            rows = [*step.outs, out] if out is not None else []
+            header, whole = post.outgoing(step.header, rows)
+            target = post.downstream(conversation.opened, step.header.until)
+            self._outbox.post(target, header, whole)
 
     def _give_up(self, post: Post, step: Waiting, error: Exception) -> None:
         """The step failed, the stage lives on, and the owner decides whether to try again."""
@@ -337,9 +332,3 @@ class Pipeline:
 
     def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
         self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
-
-
-def _whole(header: FrameHeader, kind: Kind, dtype: DType, out: torch.Tensor) -> FrameHeader:
-    """The header of `out` as one tile; the outbox cuts it."""
-    rows, width = out.shape
-    return replace(header, kind=kind, dtype=dtype, rows=rows, row=0, tile_rows=rows, width=width)

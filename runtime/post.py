@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mesh.errors import ProtocolError
 from mesh.ids import PeerId, SessionId
-from mesh.tensor_frame import DType, Kind
+from mesh.tensor_frame import DType, FrameHeader, Kind
 from planner.plan import Plan, Span
 from runtime.assembly import Assembly, Expected
 from runtime.history import History
@@ -112,15 +113,25 @@ class Post:
             raise ProtocolError(f"a step that ends before layer {until} does not come here")
         return Span(span.first, min(until, span.last))
 
-    def outgoing(self, kind: Kind, out: Tensor | None, until: int = 0) -> tuple[Kind, DType]:
-        """As what the outcome of a step of `kind` leaves here."""
-        if until and self.ends(until):
-            return Kind.DONE, DType.INT32
-        if not self.is_last:
-            return (Kind.ENCODED if kind.is_source else Kind.HIDDEN), DType.FLOAT32
-        if out is None:
-            return Kind.DONE, DType.INT32
-        return (Kind.VECTOR, DType.FLOAT32) if kind.is_source else (Kind.CHOSEN, DType.INT32)
+    def outgoing(self, header: FrameHeader, outs: Sequence[Tensor]) -> tuple[FrameHeader, Tensor]:
+        """As what the outcome of a step leaves here: as one tile, which the outbox cuts.
+
+        Without `outs` the step is done, and nothing was to be chosen.
+        """
+        kind, is_source = Kind.DONE, header.kind.is_source
+        if not self.ends(header.until):
+            kind = Kind.ENCODED if is_source else Kind.HIDDEN
+        elif outs and not header.until:
+            kind = Kind.VECTOR if is_source else Kind.CHOSEN
+        out = torch.zeros(1, 1, dtype=torch.int32)
+        if kind is not Kind.DONE:
+            out = torch.cat(list(outs)) if len(outs) > 1 else outs[0]
+        rows, width = out.shape
+        dtype = DType.FLOAT32 if out.is_floating_point() else DType.INT32
+        whole = replace(
+            header, kind=kind, dtype=dtype, rows=rows, row=0, tile_rows=rows, width=width
+        )
+        return whole, out
 
     def expected(self, opened: OpenSession, kind: Kind) -> Expected:
         """What a step of that pass looks like here. Raises ProtocolError where none comes."""

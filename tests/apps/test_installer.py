@@ -267,7 +267,7 @@ def slices(session: SessionId, position: int, count: int) -> list[Slice]:
 async def test_a_conversation_keeps_its_caches_from_plan_to_plan(
     desk: Desk, models: list[Checkpoint]
 ) -> None:
-    """This device gets layers beside those it had, and then loses some; what it had it still has."""
+    """This device gets more layers than it had, and then fewer; what it still has goes on."""
     first = await install(desk, models[0], 1, devices=(0, 7), cuts=(2,))
     session, name = SessionId.new(), SessionId.new()
     assert opened(desk, first, session, name) == (0, 0)

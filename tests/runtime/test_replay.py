@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mesh.errors import PlanError
 from mesh.tensor_frame import Kind, TensorFrame
 from planner.plan import Plan, Span
 from runtime.heads.chooser import WholeHead
@@ -391,3 +392,30 @@ async def test_a_failure_during_recovery(checkpoint: Checkpoint, second: int) ->
         tokens += [token.token async for token in stream]
         assert tokens == expected
         assert session.replays == 1, "one pause, as the client saw it"
+
+
+async def test_where_nobody_can_go_on_the_stream_ends_with_the_reason(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reliability test 15: what the leader says is what the client hears, once; no place stays
+    taken.
+    """
+    async with Room.of(checkpoint, OWNER + 1) as room:
+        await room.put_up(make_plan(checkpoint, CUTS, devices=BEFORE))
+        session, tokens = room.session(OWNER, PROMPT, TOKENS), []
+        asked = 0
+
+        async def no_plan() -> Plan:
+            nonlocal asked
+            asked += 1
+            raise PlanError("no device here has layers 2..3 of tiny")
+
+        stream = session.tokens()
+        while len(tokens) < 5:
+            tokens.append((await anext(stream)).token)
+        monkeypatch.setattr(room, "plan", no_plan)
+        await room.lose(1)
+        with pytest.raises(PlanError, match="no device here has layers"):
+            await anext(stream)
+        assert (len(tokens), asked) == (5, 1)
+        assert all(not device.pipeline.conversations for device in room.devices.values())
