@@ -283,7 +283,7 @@ async def test_a_device_whose_own_numbers_are_none_chooses_no_token(
         await room.put_up(make_plan(checkpoint, ()))
         stage = next(iter(room.devices[peer(0)].pipeline._work.values())).post.stage
         enter = stage._enter
-        monkeypatch.setattr(stage, "_enter", lambda slices: enter(slices) * float("nan"))
+        monkeypatch.setattr(stage, "_enter", lambda *given: enter(*given) * float("nan"))
         with pytest.raises(GenerationFailed, match="not finite"):
             await collect(room.session(0, PROMPT, TOKENS))
 
