@@ -16,6 +16,7 @@ from apps.chaos.figures import QUANTILES, TIMES, Line, fold
 from apps.chaos.record import Record
 from apps.chaos.runs import Asked, run_all
 from apps.chaos.soak import soak
+from apps.local_mesh import DeviceFailed
 from mesh.errors import ConfigError
 from runtime.stored.model_files import DEFAULT_MODEL, has_default_model
 
@@ -126,11 +127,19 @@ def _appending(out: Path | None) -> Callable[[str], None]:
 
 
 def _unless_ended(work: Coroutine[Any, Any, T]) -> T:
-    """In a loop of its own, in which SIGTERM too leaves no daemon and no namespace behind."""
+    """In a loop of its own, in which SIGTERM too leaves no daemon and no namespace behind.
+
+    Raises DeviceFailed for a home that could not be built.
+    """
 
     async def run() -> T:
         task = asyncio.ensure_future(work)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await task
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except TimeoutError as error:  # only while a home is built; later ones stand in the records
+        raise DeviceFailed(
+            f"the devices did not start or meet: {error}; is the machine busy with something else?"
+        ) from None
