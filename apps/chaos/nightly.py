@@ -46,7 +46,7 @@ def steps(folder: Path, share: float) -> Iterator[Step]:
     chaos = ("-m", "apps.cli", "chaos")
     out = ("--out", str(folder / RUNS))
     yield Step("seeds", (*chaos, "--seeds", _part(SEEDS, share)))
-    crowds = [_part(devices, share) if devices > 50 else str(devices) for devices in CROWDS]
+    crowds = [str(max(CROWDS[0], int(_part(devices, share)))) for devices in CROWDS]
     yield Step("crowds", ("-m", "tests.sim.crowds", "--devices", *crowds))
     minutes = f"{FUZZ_MIN * share:.2f}"
     yield Step("fuzz", ("-m", "tests.fuzz", "--minutes", minutes))

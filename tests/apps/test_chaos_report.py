@@ -149,13 +149,13 @@ def test_the_same_seed_is_the_same_accident() -> None:
 
 def test_the_night_has_every_fault_and_a_part_of_it_has_a_part_of_each(tmp_path: Path) -> None:
     whole = {step.name: step.command for step in steps(tmp_path, 1.0)}
-    assert {*FAULTS, "seeds", "fuzz", "crowd", "siege", "soak", "figures"} == whole.keys()
+    assert {*FAULTS, "seeds", "fuzz", "crowds", "siege", "soak", "figures"} == whole.keys()
     assert whole["kill"][5:7] == ("--runs", "50")
-    assert "1000" in whole["crowd"]
+    assert "1000" in whole["crowds"]
     part = {step.name: step.command for step in steps(tmp_path, 0.001)}
     assert part.keys() == whole.keys()
     assert part["kill"][5:7] == ("--runs", "1")
-    assert "17" in part["crowd"]
+    assert "1" not in part["crowds"], "a crowd of one is none"
 
 
 def test_a_fault_that_there_is_not_is_refused_in_words() -> None:
