@@ -7,7 +7,7 @@ and virtual time. How they are wired together stands here alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,13 @@ class Engine:
         self.models = Models(node, means.dialer, folder / "models", timeline, settings.precision)
         self.library = self.models.library
         self.installer = Installer(
-            node.view.me, self.library, self.holdings, self.pipeline, self.steps, timeline
+            node.view.me,
+            self.library,
+            self.holdings,
+            self.pipeline,
+            self.steps,
+            timeline,
+            self._meet,
         )
         self.coordinator = Coordinator(node, timeline)
         self.opener = Opener(node, self.library, self.installer, self.steps, timeline, settings)
@@ -112,6 +118,7 @@ class Engine:
             pipeline=self.pipeline,
             steps=self.steps,
             sharing=self.models.serve(means.server, self._is_member, self.use),
+            meet=self._meet,
         )
         node.subscribe(self._on_event)
         node.watch_progress(lambda: self.pipeline.meter.is_stuck)
@@ -136,11 +143,18 @@ class Engine:
         match event:
             case LinkUp(peer=peer) | PeerJoined(peer=peer):
                 # A restart may be told as a death and a return on one and the same link.
-                self._spawn(self._peer_links.connect(peer))
+                if not self.node.is_crowd:
+                    self._spawn(self._peer_links.connect(peer))
             case PeerDied(peer=peer) | PeerLeft(peer=peer):
                 self._forget(peer, event.reason)
             case ViewChanged():
                 self.coordinator.on_view_changed()
+
+    def _meet(self, peers: Collection[PeerId]) -> None:
+        """Of a crowd, only who computes together has tensor links."""
+        for peer in peers if self.node.is_crowd else ():
+            if peer != self.node.view.me:
+                self._spawn(self._peer_links.connect(peer))
 
     def _forget(self, peer: PeerId, reason: str) -> None:
         """A device is gone: end what needs it, so that its sessions replay elsewhere at once."""

@@ -100,6 +100,11 @@ class Node:
         """Everybody it has met and where, also in earlier runs."""
         return self._core.known_peers
 
+    @property
+    def is_crowd(self) -> bool:
+        """Whether there are too many devices for links with all of them."""
+        return self._core.is_crowd
+
     async def run(self) -> None:
         """Takes part until cancelled, or until `leave`. Raises ConfigError if it cannot start."""
         try:

@@ -7,7 +7,7 @@ others' conversations alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -55,13 +55,16 @@ class Installer:
         pipeline: Pipeline,
         steps: Steps,
         timeline: Timeline,
+        meet: Callable[[Collection[PeerId]], None] = lambda devices: None,
     ) -> None:
+        """`meet` hears of the devices of each plan that comes in force here."""
         self._me = me
         self._library = library
         self._holdings = holdings
         self._pipeline = pipeline
         self._steps = steps
         self._timeline = timeline
+        self._meet = meet
         self._standing: dict[ModelId, Standing] = {}
         self._ready: _Ready | None = None
         self._preparing: asyncio.Task[_Ready | None] | None = None
@@ -189,6 +192,7 @@ class Installer:
             devices=[str(device) for device in plan.devices],
             stages=[[str(s.lead), s.layers.first, s.layers.last] for s in plan.stages],
         )
+        self._meet(plan.devices)
         self._switched.set()
         self._switched = asyncio.Event()
 

@@ -5,6 +5,7 @@ above the mesh ends here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from typing import Any
 
 from apps.models.sharing import Sharing
@@ -61,7 +62,9 @@ class MemberRole:
         pipeline: Pipeline,
         steps: Steps,
         sharing: Sharing,
+        meet: Callable[[Collection[PeerId]], None],
     ) -> None:
+        """`meet` makes tensor links with these devices, where there are not links with all."""
         self._node = node
         self._installer = installer
         self._coordinator = coordinator
@@ -69,6 +72,7 @@ class MemberRole:
         self._pipeline = pipeline
         self._steps = steps
         self._sharing = sharing
+        self._meet = meet
         node.on_request(WANT_PLAN, self._want)
         node.on_request(PREVIEW_PLAN, self._preview)
         node.on_request(REPORT_PLAN, self._report)
@@ -106,6 +110,7 @@ class MemberRole:
         request: Prepare = from_plain(Prepare, body)
         try:
             self._check_leader(peer)
+            self._meet(request.plan.devices)
             await self._installer.prepare(request, self._node.view.epoch)
         except StaleEpoch as error:
             return to_plain(PrepareReply(Outcome.RETRY, str(error)))
@@ -138,6 +143,7 @@ class MemberRole:
         if request.owner != peer:
             raise StaleEpoch(f"{peer.short} opens a session for {request.owner.short}")
         try:
+            self._meet((peer,))
             held = self._pipeline.open(request)
         except Busy as error:
             return to_plain(OpenReply(Outcome.BUSY, str(error)))
