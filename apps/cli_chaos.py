@@ -83,14 +83,14 @@ def real(
 
 def simulate(seeds: int, first_seed: int, keep: Path | None, *, quiet: bool) -> dict[str, Any]:
     """Plays the seeds one after the other; what is wrong is told as it comes."""
-    from apps.sim.seeds import play
+    from apps.sim.seeds import Theatre
 
     logging.getLogger().addHandler(logging.NullHandler())  # what goes wrong there is wanted
     began_s, simulated_s = time.monotonic(), 0.0
     failed: list[dict[str, Any]] = []
-    with show.waiting(err, "", quiet=quiet) as waiting:
+    with show.waiting(err, "", quiet=quiet) as waiting, Theatre.open() as theatre:
         for count, seed in enumerate(range(first_seed, first_seed + seeds), 1):
-            played = play(seed)
+            played = theatre.play(seed)
             simulated_s += played.simulated_s
             if played.wrong:
                 failed.append({"seed": seed, "wrong": played.wrong, "again": played.again})

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final
 
 from mesh.errors import BadId
 
 PEER_ID_HEX = 64  # SHA-256 of an Ed25519 public key
 UUID_HEX = 32
+# Where new ids come from: the system's randomness, or a seed's in a simulated home.
+CHANCE: Final[ContextVar[Callable[[int], bytes]]] = ContextVar(
+    "chance", default=secrets.token_bytes
+)
 
 
 def _checked_hex(text: str, length: int, what: str) -> str:
@@ -45,7 +52,7 @@ class SessionId(str):
 
     @classmethod
     def new(cls) -> SessionId:
-        return cls(secrets.token_hex(UUID_HEX // 2))
+        return cls(CHANCE.get()(UUID_HEX // 2).hex())
 
     @classmethod
     def parse(cls, text: str) -> SessionId:
@@ -59,7 +66,7 @@ class PlanId(str):
 
     @classmethod
     def new(cls) -> PlanId:
-        return cls(secrets.token_hex(UUID_HEX // 2))
+        return cls(CHANCE.get()(UUID_HEX // 2).hex())
 
     @classmethod
     def parse(cls, text: str) -> PlanId:

@@ -14,6 +14,7 @@ from mesh import election
 from mesh.effects import Effect, Emit, Tell
 from mesh.election import Accept, Ask, Ballot, Candidacy, GiveWay, Phase, Situation, StepDown
 from mesh.events import LeaderElected
+from mesh.fault_points import reach
 from mesh.ids import Epoch, PeerId
 from mesh.limits import JOIN_WINDOW_S, VOTE_TIMEOUT_S
 from mesh.messages import Beat, Lead, Vote, VoteRequest, Yield
@@ -140,6 +141,7 @@ class Leadership:
         assert self.ballot.allows(action.epoch), "an epoch at or below our floor"
         if not self._keep(replace(self.ballot, accepted=action.epoch)):
             return False
+        reach("epoch.persisted")
         self.leads = action.epoch.leader == self._me
         self.changed = True
         self._candidacy = Candidacy()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from mesh.errors import Busy, GenerationFailed, MeshError, PlanReplaced, PotluckError
+from mesh.fault_points import reach
 from mesh.ids import PeerId, SessionId
 from planner.plan import Plan, Span
 from runtime.refill import Held
@@ -149,6 +150,8 @@ class Replayed(ABC, Generic[T]):
             try:
                 with self.steps.lease(plan, self.session_id, self.traffic) as lease:
                     held = await self.road.open(plan, self._opening(plan))
+                    if self._paused:
+                        reach("session.replaying")
                     async for answer in self._under(lease, held):
                         rounds = Rounds()
                         yield answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from runtime.chores import Chores
@@ -18,10 +18,12 @@ T = TypeVar("T")
 class Worker:
     """Runs one function at a time, in the order asked for, in a thread of its own."""
 
-    def __init__(self, threads: int) -> None:
-        """`threads` is how many threads may share one operation."""
+    def __init__(self, threads: int, executor: Executor | None = None) -> None:
+        """`threads` is how many threads may share one operation. An `executor` that runs one thing
+        at a time may stand in for the thread.
+        """
         self.chores = Chores()
-        self._executor = ThreadPoolExecutor(
+        self._executor = executor or ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="worker",
             initializer=assemble,

@@ -26,6 +26,7 @@ ALLOWED = {
         "mesh.codec",
         "mesh.ids",
         "mesh.errors",
+        "mesh.fault_points",
         "mesh.limits",
         "mesh.tensor_frame",
     ),
@@ -35,6 +36,7 @@ ALLOWED = {
 PURE = (
     "mesh/ids.py",
     "mesh/errors.py",
+    "mesh/fault_points.py",
     "mesh/limits.py",
     "mesh/messages.py",
     "mesh/heartbeat.py",

@@ -11,6 +11,7 @@ from apps.planning.ledger import Entry, Ledger
 from apps.planning.rollout import StillInUse, commit, prepare
 from apps.planning.telling import Telling
 from apps.timeline import Timeline
+from mesh.fault_points import reach
 from mesh.ids import ModelId, PlanId
 from mesh.node import Node
 from planner.plan import Plan
@@ -55,10 +56,12 @@ class Changeover:
         except StillInUse:
             self._ledger.recover(leave)
             raise
+        reach("plan.prepared")
         self._make_way(arrangement, plan)
         self._ledger.put(entry)
         in_force = self._ledger.in_force(self._now_s)
         lacks = await commit(self._node, plan.devices, epoch, in_force)
+        reach("plan.committed")
         entry.is_sure = True
         self._ledger.doubt(lacks)
         self._telling.heard(plan.devices, self._ledger.version)

@@ -137,7 +137,7 @@ class Coordinator:
 
     async def _lead(self) -> None:
         self._begin()
-        known = await reports(self._node, self._present())
+        known = await reports(self._node, sorted(self._present()))
         self._ledger.recall(known, self._now_s)
         self._work.set()
         while True:
@@ -244,7 +244,7 @@ class Coordinator:
         epoch = self._node.view.epoch
         if epoch is not None and self._ledger.version:
             in_force, version = self._ledger.in_force(self._now_s), self._ledger.version
-            self._telling.tell(self._present(), epoch, in_force, version)
+            self._telling.tell(sorted(self._present()), epoch, in_force, version)
 
     def _on_lacks(self, plans: Collection[PlanId]) -> None:
         self._ledger.doubt(plans)

@@ -189,6 +189,9 @@ class Installer:
             "plan",
             f"{plan.model_name}: plan of epoch {plan.epoch} in force: {plan.reason}",
             model=plan.model_name,
+            plan=plan.plan_id,
+            epoch=plan.epoch.counter,
+            leader=str(plan.epoch.leader),
             devices=[str(device) for device in plan.devices],
             stages=[[str(s.lead), s.layers.first, s.layers.last] for s in plan.stages],
         )

@@ -35,6 +35,7 @@ from apps.planning.preview import choice_as_dict
 from apps.planning.profiles import Measures
 from mesh.codec import from_plain, to_plain
 from mesh.errors import Busy, PotluckError, StaleEpoch
+from mesh.fault_points import reach
 from mesh.ids import PeerId
 from mesh.node import Node
 from runtime.pipeline import Pipeline
@@ -119,12 +120,14 @@ class MemberRole:
         except (PotluckError, OSError, MemoryError, RuntimeError) as error:
             # A damaged file, a disk that fails, memory that is gone: this device is out.
             return to_plain(PrepareReply(Outcome.IMPOSSIBLE, str(error) or type(error).__name__))
+        reach("share.prepared")
         return to_plain(PrepareReply(Outcome.OK, ""))
 
     async def _commit(self, peer: PeerId, body: Any) -> Any:
         request: Commit = from_plain(Commit, body)
         self._check_leader(peer)
         lacks = await self._installer.commit(request, self._node.view.epoch)
+        reach("share.committed")
         for one in request.in_force:
             self._sharing.on_plan(one.wish.model)
         return to_plain(CommitReply(lacks))

@@ -11,7 +11,10 @@ Of each line `at_s`, `device` and `event` are read, and of these events:
     view        alive, leader, counter, incarnation: what the device holds true from now on
     joined, died, left    peer, incarnation
     calm        within_s: nothing is done to anybody any more; so soon all agree
-    over        the last line: all agree still
+    over        the last line: all agree still, and every conversation has ended
+    plan        model, plan, epoch, leader, devices: it came in force on this device
+    asked       session, expected: the tokens of the undisturbed conversation
+    answered    session, tokens, error: what came, and the one error where it is not all
 """
 
 from __future__ import annotations
@@ -28,12 +31,18 @@ Line = Mapping[str, Any]
 def violations(lines: Iterable[Line]) -> list[str]:
     """Every breach of what must hold under any fault, in words."""
     told = list(lines)
-    found = [*_no_leader_without_winning(told), *_calm_ends_in_one_view(told)]
+    found = [
+        *_no_leader_without_winning(told),
+        *_calm_ends_in_one_view(told),
+        *_one_plan_an_epoch(told),
+        *_conversations_are_whole(told),
+    ]
     for device in sorted({line["device"] for line in told if line["device"]}):
         own = [line for line in told if line["device"] == device]
         found += _epochs_grow(device, own)
         found += _incarnations_grow(device, own)
         found += _gone_stay_gone(device, own)
+        found += _plans_grow(device, own)
     return found
 
 
@@ -139,6 +148,62 @@ def _calm_ends_in_one_view(lines: list[Line]) -> Iterator[str]:
             case "over":
                 for text in disagreements(views):
                     yield f"in the end: {text}"
+
+
+def _one_plan_an_epoch(lines: list[Line]) -> Iterator[str]:
+    """So no device is in two plans under one epoch, whoever believes to lead."""
+    plans: dict[tuple[int, str], str] = {}
+    for line in lines:
+        if line["event"] == "plan":
+            epoch = line["epoch"], line["leader"]
+            if plans.setdefault(epoch, line["plan"]) != line["plan"]:
+                yield f"{line['device']} put a second plan of {_words(epoch)} in force"
+
+
+def _plans_grow(device: str, lines: list[Line]) -> Iterator[str]:
+    """Of a model, plans come in force with growing epochs, and none above what was accepted."""
+    accepted, plans = 0, dict[str, int]()
+    for line in lines:
+        match line["event"]:
+            case "epoch":
+                accepted = line["counter"]
+            case "started":
+                plans.clear()  # nothing is in force any more
+            case "plan":
+                model, epoch, at = line["model"], line["epoch"], f"at {line['at_s']:.2f} s"
+                if epoch <= plans.get(model, 0):
+                    yield f"{device} put plan {epoch} in force after {plans[model]} {at}"
+                if device in line["devices"] and epoch > accepted:
+                    yield f"{device} put plan {epoch} in force, being in epoch {accepted} {at}"
+                plans[model] = epoch
+
+
+def _conversations_are_whole(lines: list[Line]) -> Iterator[str]:
+    """Each ends, unless its owner does: with the undisturbed tokens, or some and one error."""
+    open_: dict[int, Line] = {}
+    for line in lines:
+        match line["event"]:
+            case "asked":
+                open_[line["session"]] = line
+            case "ended":
+                open_ = {
+                    s: asked for s, asked in open_.items() if asked["device"] != line["device"]
+                }
+            case "answered":
+                asked = open_.pop(line["session"], None)
+                at = f"at {line['at_s']:.2f} s"
+                if asked is None:
+                    yield f"conversation {line['session']} ended twice, {at}"
+                    continue
+                expected, tokens = asked["expected"], line["tokens"]
+                if tokens != expected[: len(tokens)]:
+                    yield f"conversation {line['session']}: expected {expected}, got {tokens} {at}"
+                elif line["error"] is None and tokens != expected:
+                    yield f"conversation {line['session']} ended early {at}: {tokens}"
+            case "over":
+                for asked in open_.values():
+                    at = f"asked at {asked['at_s']:.2f} s on {asked['device']}"
+                    yield f"conversation {asked['session']} never ended: {at}"
 
 
 def _words(epoch: tuple[int, str]) -> str:

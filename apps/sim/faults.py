@@ -11,6 +11,7 @@ from apps.sim.clock import virtual_loop
 from apps.sim.history import HOME
 from apps.sim.home import Device, Home
 from apps.sim.network import Wire
+from mesh.fault_points import POINTS
 
 Fault = Callable[[Home, random.Random], Awaitable[None]]
 
@@ -59,6 +60,19 @@ async def flapping(home: Home, rng: random.Random) -> None:
             await _while_trouble(home, rng.uniform(0.2, 1.5))
             device.start()
             await _while_trouble(home, rng.uniform(0.2, 1.5))
+        device.taken = False
+
+
+async def killed_at_a_point(home: Home, rng: random.Random) -> None:
+    """Dies at a named place in the code, if it comes there: see `mesh.fault_points`."""
+    device = _take(home, rng)
+    if device is not None:
+        device.dies_at = rng.choice(POINTS)
+        await _while_trouble(home, rng.uniform(1.0, 8.0))
+        died, device.dies_at = device.dies_at is None, None
+        if died:
+            await device.ended()
+            device.start()
         device.taken = False
 
 
@@ -111,6 +125,7 @@ ALL: tuple[Fault, ...] = (
     leave_and_come_back,
     pause,
     flapping,
+    killed_at_a_point,
     halves,
     bridge,
     one_way_cut,

@@ -81,6 +81,10 @@ class History:
 
     def _told(self, what: Event | Said) -> tuple[str, Mapping[str, Any]]:
         match what:
+            case Said("plan", fields):
+                devices = [self.name(PeerId(peer)) for peer in fields["devices"]]
+                leader = self.name(PeerId(fields["leader"]))
+                return "plan", {**fields, "devices": devices, "leader": leader}
             case Said(event, fields):
                 return event, fields
             case LeaderElected(epoch=epoch):

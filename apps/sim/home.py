@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from apps.sim.check import disagreements
-from apps.sim.clock import DEVICE, virtual_loop
+from apps.sim.clock import NOBODY, virtual_loop
+from apps.sim.equipment import Equipment
 from apps.sim.history import HOME, History
-from apps.sim.network import PORT, Network
+from apps.sim.network import Network
+from apps.sim.process import Killed, Process
+from apps.sim.transport import PORT, SimTransport
 from mesh.ids import Address, PeerId
 from mesh.membership import View
-from mesh.node import Node, NodeSettings
+from mesh.node import Node
 from mesh.state_store import MemoryStore
 
 
@@ -27,15 +29,19 @@ class Device:
         self.name = name
         self.peer = PeerId(hashlib.sha256(name.encode()).hexdigest())
         self.store = MemoryStore()
-        self.node: Node | None = None
+        self.process: Process | None = None
         self.stopped = False
         self.taken = False  # by a fault
         self.hints: tuple[str, ...] | None = None  # whose addresses it is told; None: everybody's
-        self._task: asyncio.Task[None] | None = None
+        self.dies_at: str | None = None  # a fault point: killed there, once
 
     @property
     def running(self) -> bool:
-        return self.node is not None and not self.stopped
+        return self.process is not None and self.process.alive and not self.stopped
+
+    @property
+    def node(self) -> Node | None:
+        return self.process.node if self.process is not None else None
 
     @property
     def view(self) -> View:
@@ -44,34 +50,35 @@ class Device:
 
     def start(self, *, merit: float = 0.5) -> None:
         """A new process; it looks for the others where they always are."""
-        assert self.node is None, f"{self.name} runs already"
-        context = contextvars.Context()
-        context.run(DEVICE.set, self.name)
-        transport = self.home.network.boot(self.name, self.peer)
-        node = Node(
-            self.peer,
+        assert self.process is None, f"{self.name} runs already"
+        home = self.home
+        self.process = process = Process(
             self.name,
-            transport,
+            SimTransport.boot(home.network, self.name, self.peer),
             self.store,
-            random.Random(self.home.rng.random()),
-            NodeSettings(merit),
+            random.Random(home.rng.random()),
+            merit,
+            say=self.say,
+            on_event=lambda event: home.history.record(self.name, event),
+            reached=self._reached,
+            equipment=home.equipment,
         )
-        node.subscribe(lambda event: self.home.history.record(self.name, event))
-        for other in self.home.devices.values():
+        for other in home.devices.values():
             if other is not self and (self.hints is None or other.name in self.hints):
-                known = self.home.rng.random() < 0.5  # mDNS tells whose address it is, --peer not
-                node.hint(self.home.address(other), other.peer if known else None)
-        self._say("started")
-        self.node = node
-        self._task = virtual_loop().create_task(node.run(), context=context)
+                known = home.rng.random() < 0.5  # mDNS tells whose address it is, --peer not
+                process.node.hint(home.address(other), other.peer if known else None)
+        self.say("started")
+        process.start()
 
     async def crash(self) -> None:
         """kill -9."""
-        self.home.network.crash(self.name)
+        assert self.process is not None
+        self.process.kill()
         await self._end()
 
     async def power_off(self) -> None:
-        self.home.network.power_off(self.name)
+        assert self.process is not None
+        self.process.lose_power()
         await self._end()
 
     def stop(self) -> None:
@@ -85,41 +92,51 @@ class Device:
         virtual_loop().continue_device(self.name)
 
     async def leave(self) -> None:
-        assert self.node is not None
-        assert self._task is not None
-        node, task = self.node, self._task
-        await node.leave()
-        await task
-        self._say("ended")
-        self.node = self._task = None
+        assert self.process is not None
+        await self.process.leave()
+        self.say("ended")
+        self.process = None
 
-    def _say(self, event: str, **fields: Any) -> None:
+    async def ended(self) -> None:
+        """Returns when a process that died at a fault point is gone for good."""
+        if self.process is not None:
+            await self.process.gone.wait()
+
+    def say(self, event: str, **fields: Any) -> None:
         self.home.history.say(self.name, virtual_loop().time(), event, **fields)
 
+    def _reached(self, point: str) -> None:
+        if point == self.dies_at and self.process is not None:
+            self.dies_at = None
+            self.say("fault", name=f"killed at {point}")
+            self.process.kill()
+            self.home.spawn(self._end())
+            raise Killed
+
     async def _end(self) -> None:
-        assert self._task is not None
-        self._say("ended")
+        self.say("ended")
         if self.stopped:
             self.go_on()
-        task, self._task, self.node = self._task, None, None
-        task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise
+        assert self.process is not None
+        await self.process.end()
+        self.process = None
 
 
 class Home:
-    """`count` devices named d0, d1, ... on one network, all chance from `seed`."""
+    """`count` devices named d0, d1, ... on one network, all chance from `seed`.
 
-    def __init__(self, count: int, seed: int = 0) -> None:
+    With `equipment` the devices plan and compute; without, they only meet.
+    """
+
+    def __init__(self, count: int, seed: int = 0, equipment: Equipment | None = None) -> None:
         self.rng = random.Random(seed)
         self.network = Network(random.Random(self.rng.random()))
+        self.equipment = equipment
         self.calm = asyncio.Event()  # set when the faults are over
         self.devices = {f"d{i}": Device(self, f"d{i}") for i in range(count)}
         self.history = History({device.peer: name for name, device in self.devices.items()})
         self.history.say(HOME, 0.0, "home", devices=list(self.devices), seed=seed)
+        self._tasks: list[asyncio.Task[None]] = []
 
     def __getitem__(self, index: int) -> Device:
         return self.devices[f"d{index}"]
@@ -140,3 +157,14 @@ class Home:
     def start(self, *indices: int) -> None:
         for index in indices or range(len(self.devices)):
             self[index].start()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that happens to the home, whatever becomes of the devices."""
+        self._tasks.append(virtual_loop().create_task(work, context=NOBODY.copy()))
+
+    async def end(self) -> None:
+        """Every process that still runs is killed."""
+        for device in self.devices.values():
+            if device.process is not None and device.process.alive:
+                await device.crash()
+        await asyncio.gather(*self._tasks)

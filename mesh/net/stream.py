@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mesh.errors import LinkClosed, ProtocolError
-from mesh.ids import PeerId
+from mesh.ids import CHANCE, PeerId
 from mesh.limits import FRAMES_IN_FLIGHT, FRAMES_PER_ACK, MAX_TENSOR_FRAME_BYTES
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
 from mesh.transport import Line
@@ -68,7 +67,7 @@ class SendStream:
         self._on_sent = on_sent
         self._out: deque[tuple[FrameHeader, float]] = deque()  # what is kept, and since when
         self._free_s = 0.0  # when the last frame that is acknowledged had arrived
-        self._id = secrets.token_bytes(STREAM_ID_BYTES)
+        self._id = CHANCE.get()(STREAM_ID_BYTES)
         self._kept: deque[memoryview] = deque()
         self._acknowledged = 0  # every frame with a lower number has arrived
         self._unsent = 0  # every frame with a lower number has been written to some connection

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from apps.sim.clock import run_virtual, virtual_loop
+from apps.sim.connection import End
 from apps.sim.home import Home
-from apps.sim.network import PORT, End, SimTransport
+from apps.sim.transport import PORT, SimTransport
 from mesh.codec import encode
 from mesh.control_link import ControlLink
 from mesh.errors import ConfigError, DialTimeout, LinkClosed, NoLeader, RequestFailed, SessionError
@@ -42,7 +43,7 @@ def nodes(home: Home) -> list[Node]:
 
 
 def stranger(home: Home) -> SimTransport:
-    return home.network.boot("stranger", STRANGER)
+    return SimTransport.boot(home.network, "stranger", STRANGER)
 
 
 async def never_accept(_channel: object) -> None:

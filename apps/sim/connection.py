@@ -1,0 +1,160 @@
+"""A connection in memory, as seen from its two ends.
+
+A control channel is worse than TCP: a message lost under `drop` or a cut is lost for good, though
+its connection lives on, and messages may come twice or out of order. What carries numbered frames
+is a stream as TCP makes one: what is lost is sent again, later and later, and all that was sent
+after it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from apps.sim.clock import NOBODY, virtual_loop
+from apps.sim.network import FAST_S
+from mesh.errors import LinkClosed
+from mesh.ids import Address, PeerId
+
+if TYPE_CHECKING:
+    from apps.sim.transport import SimTransport
+
+ORDER_S = 1e-7  # between two messages of one connection: timers of one moment have no order
+RESEND_S = 0.2  # TCP's first time-out; each next one is twice as long
+RESEND_MAX_S = 3.2
+
+
+class End:
+    """One end of a connection: a `Channel`, and on a route a `Line`."""
+
+    def __init__(
+        self,
+        transport: SimTransport,
+        peer: PeerId,
+        remote: Address,
+        *,
+        dialled: bool,
+        is_stream: bool,
+        query: Mapping[str, str] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.peer = peer
+        self.remote = remote
+        self.dialled = dialled
+        self.query = dict(query or {})
+        self.open = True
+        self.other: End = self
+        self._is_stream = is_stream
+        self._inbox: deque[bytes | LinkClosed] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._last_arrival_s = 0.0
+        self._unsent: deque[bytes] = deque()  # of a stream: what TCP has yet to bring over
+        self._resends = 0
+        transport.enter(self)
+
+    @property
+    def _here(self) -> str:
+        return self.transport.host.name
+
+    @property
+    def _there(self) -> str:
+        return self.other.transport.host.name
+
+    async def send(self, data: bytes | memoryview) -> None:
+        if not self.open:
+            raise LinkClosed("this end is closed")
+        network = self.transport.network
+        network.messages += 1
+        if self._is_stream:
+            self._unsent.append(bytes(data))
+            if len(self._unsent) == 1:
+                self._push()
+            return
+        wire = network.wire(self._here, self._there)
+        passes = network.passes(self._here, self._there)
+        if not passes or network.loses(self._here, self._there):
+            return
+        for _ in range(2 if network.rng.random() < wire.duplicate else 1):
+            self._deliver(bytes(data), in_order=not wire.reorder)
+
+    async def receive(self) -> bytes:
+        while not self._inbox:
+            self._waiter = virtual_loop().create_future()
+            await self._waiter
+        first = self._inbox[0]
+        if isinstance(first, LinkClosed):
+            raise LinkClosed(str(first))
+        self._inbox.popleft()
+        return first
+
+    async def close(self, reason: str, code: int = 1000) -> None:
+        self.shut(reason)
+
+    def abort(self, reason: str) -> None:
+        self._unsent.clear()
+        self.shut(reason)
+
+    def shut(self, reason: str) -> None:
+        """Closes this end; the other learns of it as soon as a FIN gets through."""
+        if self.open:
+            self._end(reason)
+            self._finish(0)
+
+    def cut_off(self) -> None:
+        """The machine has no power any more: nobody is told."""
+        self.open = False
+        self._unsent.clear()
+
+    def _push(self) -> None:
+        """Brings over what waits, the oldest first, or tries again later."""
+        network = self.transport.network
+        while self._unsent and self.transport.host.powered:
+            passes = network.passes(self._here, self._there)
+            if not passes or network.loses(self._here, self._there):
+                pause_s = min(RESEND_S * 2**self._resends, RESEND_MAX_S)
+                self._resends += 1
+                network.later(pause_s, self._push)
+                return
+            self._resends = 0
+            self._deliver(self._unsent.popleft(), in_order=True)
+
+    def _deliver(self, data: bytes, *, in_order: bool) -> None:
+        now_s = virtual_loop().time()
+        arrival_s = now_s + self.transport.network.delay_s(self._here, self._there)
+        if in_order:
+            arrival_s = max(arrival_s, self._last_arrival_s + ORDER_S)
+            self._last_arrival_s = arrival_s
+        virtual_loop().call_at(arrival_s, self.other._arrive, data, context=NOBODY)
+
+    def _finish(self, attempt: int) -> None:
+        network = self.transport.network
+        if not self.transport.host.powered or not self.other.open or attempt >= 6:
+            return
+        if network.passes(self._here, self._there) and not self._unsent:
+            delay_s = network.delay_s(self._here, self._there)
+            arrival_s = max(virtual_loop().time() + delay_s, self._last_arrival_s + ORDER_S)
+            reason = "the other side closed"
+            virtual_loop().call_at(arrival_s, self.other._end, reason, context=NOBODY)
+        else:
+            network.later(0.5 * 2**attempt, self._finish, attempt + 1)
+
+    def _arrive(self, data: bytes) -> None:
+        if self.open:
+            self._put(data)
+        elif self.transport.host.powered and self.transport.network.passes(
+            self._here, self._there
+        ):  # nobody knows this connection here
+            self.transport.network.later(FAST_S[1], self.other._end, "reset by the other side")
+
+    def _end(self, reason: str) -> None:
+        if self.open:
+            self.open = False
+            self.transport.left(self)
+            self._put(LinkClosed(reason))
+
+    def _put(self, item: bytes | LinkClosed) -> None:
+        self._inbox.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
