@@ -1,9 +1,9 @@
 """A connection in memory, as seen from its two ends.
 
-A control channel is worse than TCP: a message lost under `drop` or a cut is lost for good, though
-its connection lives on, and messages may come twice or out of order. What carries numbered frames
-is a stream as TCP makes one: what is lost is sent again, later and later, and all that was sent
-after it waits.
+It is a stream as TCP makes one: what is lost under `drop` or a cut is sent again, later and later,
+and all that was sent after it waits. Where devices only meet, control channels are worse than that:
+a message may be lost for good though its connection lives on, come twice, or out of order. Nobody
+may lead twice then either; but questions would wait for ever, which TCP does not do to them.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Home:
 
     def __init__(self, count: int, seed: int = 0, equipment: Equipment | None = None) -> None:
         self.rng = random.Random(seed)
-        self.network = Network(random.Random(self.rng.random()))
+        self.network = Network(random.Random(self.rng.random()), loses_for_good=equipment is None)
         self.equipment = equipment
         self.calm = asyncio.Event()  # set when the faults are over
         self.devices = {f"d{i}": Device(self, f"d{i}") for i in range(count)}

@@ -43,8 +43,10 @@ class Host:
 class Network:
     """`wires[a, b]` carries from a to b; hosts are named like their devices."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, loses_for_good: bool) -> None:
+        """`loses_for_good`: control messages too, which is worse than TCP; see `connection`."""
         self.rng = rng
+        self.loses_for_good = loses_for_good
         self.wires: dict[tuple[str, str], Wire] = {}
         self.hosts: dict[str, Host] = {}
         self.messages = 0

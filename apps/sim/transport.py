@@ -145,7 +145,7 @@ class SimTransport:
             why = f"{target.address} refused the link: it does not know the caller yet"
             self.network.later(back_s, _settle, answer, LinkClosed(why))
             return
-        is_stream = known.is_line
+        is_stream = known.is_line or not self.network.loses_for_good
         near = End(self, target.peer, target.address, dialled=True, is_stream=is_stream)
         from_here = Address(self.host.name, 40000)
         far = End(target, self.peer, from_here, dialled=False, is_stream=is_stream, query=query)
