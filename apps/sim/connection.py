@@ -11,15 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from apps.sim.clock import NOBODY, virtual_loop
-from apps.sim.network import FAST_S
+from apps.sim.network import FAST_S, Door
 from mesh.errors import LinkClosed
 from mesh.ids import Address, PeerId
-
-if TYPE_CHECKING:
-    from apps.sim.transport import SimTransport
 
 ORDER_S = 1e-7  # between two messages of one connection: timers of one moment have no order
 RESEND_S = 0.2  # TCP's first time-out; each next one is twice as long
@@ -31,7 +27,7 @@ class End:
 
     def __init__(
         self,
-        transport: SimTransport,
+        door: Door,
         peer: PeerId,
         remote: Address,
         *,
@@ -39,7 +35,7 @@ class End:
         is_stream: bool,
         query: Mapping[str, str] | None = None,
     ) -> None:
-        self.transport = transport
+        self.door = door
         self.peer = peer
         self.remote = remote
         self.dialled = dialled
@@ -52,20 +48,20 @@ class End:
         self._last_arrival_s = 0.0
         self._unsent: deque[bytes] = deque()  # of a stream: what TCP has yet to bring over
         self._resends = 0
-        transport.enter(self)
+        door.enter(self)
 
     @property
     def _here(self) -> str:
-        return self.transport.host.name
+        return self.door.host.name
 
     @property
     def _there(self) -> str:
-        return self.other.transport.host.name
+        return self.other.door.host.name
 
     async def send(self, data: bytes | memoryview) -> None:
         if not self.open:
             raise LinkClosed("this end is closed")
-        network = self.transport.network
+        network = self.door.network
         network.messages += 1
         if self._is_stream:
             self._unsent.append(bytes(data))
@@ -109,8 +105,8 @@ class End:
 
     def _push(self) -> None:
         """Brings over what waits, the oldest first, or tries again later."""
-        network = self.transport.network
-        while self._unsent and self.transport.host.powered:
+        network = self.door.network
+        while self._unsent and self.door.host.powered:
             passes = network.passes(self._here, self._there)
             if not passes or network.loses(self._here, self._there):
                 pause_s = min(RESEND_S * 2**self._resends, RESEND_MAX_S)
@@ -122,15 +118,15 @@ class End:
 
     def _deliver(self, data: bytes, *, in_order: bool) -> None:
         now_s = virtual_loop().time()
-        arrival_s = now_s + self.transport.network.delay_s(self._here, self._there)
+        arrival_s = now_s + self.door.network.delay_s(self._here, self._there)
         if in_order:
             arrival_s = max(arrival_s, self._last_arrival_s + ORDER_S)
             self._last_arrival_s = arrival_s
         virtual_loop().call_at(arrival_s, self.other._arrive, data, context=NOBODY)
 
     def _finish(self, attempt: int) -> None:
-        network = self.transport.network
-        if not self.transport.host.powered or not self.other.open or attempt >= 6:
+        network = self.door.network
+        if not self.door.host.powered or not self.other.open or attempt >= 6:
             return
         if network.passes(self._here, self._there) and not self._unsent:
             delay_s = network.delay_s(self._here, self._there)
@@ -143,15 +139,15 @@ class End:
     def _arrive(self, data: bytes) -> None:
         if self.open:
             self._put(data)
-        elif self.transport.host.powered and self.transport.network.passes(
+        elif self.door.host.powered and self.door.network.passes(
             self._here, self._there
         ):  # nobody knows this connection here
-            self.transport.network.later(FAST_S[1], self.other._end, "reset by the other side")
+            self.door.network.later(FAST_S[1], self.other._end, "reset by the other side")
 
     def _end(self, reason: str) -> None:
         if self.open:
             self.open = False
-            self.transport.left(self)
+            self.door.left(self)
             self._put(LinkClosed(reason))
 
     def _put(self, item: bytes | LinkClosed) -> None:

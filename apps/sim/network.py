@@ -10,12 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from apps.sim.clock import NOBODY, virtual_loop
-
-if TYPE_CHECKING:
-    from apps.sim.transport import SimTransport
+from mesh.ids import Address, PeerId
 
 FAST_S = (0.0002, 0.002)  # one way, wired
 
@@ -31,13 +29,38 @@ class Wire:
     reorder: bool = False
 
 
+class Door(Protocol):
+    """A process's end of the network; see `transport`."""
+
+    network: Network
+    host: Host
+    peer: PeerId
+    listening: bool
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+
+    def enter(self, end: Any) -> None:
+        """A connection of this process begins."""
+
+    def left(self, end: Any) -> None:
+        """It has ended."""
+
+    def admits(self, route: str, peer: PeerId) -> bool:
+        """Whether the peer may open a connection on the route."""
+
+    def serve(self, route: str, end: Any) -> None:
+        """Somebody has."""
+
+
 class Host:
     """A machine at the network. Its port is its own, the same over restarts."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.powered = True
-        self.transport: SimTransport | None = None
+        self.door: Door | None = None
 
 
 class Network:
@@ -80,19 +103,6 @@ class Network:
 
     def host(self, name: str) -> Host:
         return self.hosts.setdefault(name, Host(name))
-
-    def crash(self, name: str) -> None:
-        """kill -9: the kernel closes what the process had open."""
-        transport = self.hosts[name].transport
-        if transport is not None:
-            transport.kill()
-
-    def power_off(self, name: str) -> None:
-        """Nothing is closed, nothing answers."""
-        host = self.hosts[name]
-        host.powered = False
-        if host.transport is not None:
-            host.transport.vanish()
 
     def later(self, delay_s: float, action: Callable[..., None], *args: object) -> None:
         virtual_loop().call_later(delay_s, action, *args, context=NOBODY)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from apps.sim.clock import virtual_loop
 from apps.sim.connection import End
-from apps.sim.network import Host, Network
+from apps.sim.network import Door, Host, Network
 from mesh.errors import DialRefused, DialTimeout, LinkClosed
 from mesh.ids import Address, PeerId
 from mesh.transport import Accept
@@ -48,8 +48,8 @@ class SimTransport:
     def boot(cls, network: Network, name: str, peer: PeerId) -> SimTransport:
         host = network.host(name)
         host.powered = True
-        host.transport = cls(network, host, peer)
-        return host.transport
+        host.door = transport = cls(network, host, peer)
+        return transport
 
     @property
     def address(self) -> Address:
@@ -123,7 +123,7 @@ class SimTransport:
         there_delay_s, back_s = network.delay_s(here, there), network.delay_s(there, here)
         if not network.passes(there, here):
             return
-        target = network.hosts[there].transport
+        target = network.hosts[there].door
         if target is None or not target.listening or address.port != target.address.port:
             refused = DialRefused(f"nobody listens at {address}")
             network.later(there_delay_s + back_s, _settle, answer, refused)
@@ -132,7 +132,7 @@ class SimTransport:
 
     def _meet(
         self,
-        target: SimTransport,
+        target: Door,
         route: str,
         query: Mapping[str, str] | None,
         answer: asyncio.Future[End],
@@ -140,21 +140,24 @@ class SimTransport:
     ) -> None:
         if answer.done() or not target.listening:
             return
-        known = target._routes.get(route)
-        if known is None or not known.admit(self.peer):
+        if not target.admits(route, self.peer):
             why = f"{target.address} refused the link: it does not know the caller yet"
             self.network.later(back_s, _settle, answer, LinkClosed(why))
             return
-        is_stream = known.is_line or not self.network.loses_for_good
+        is_stream = route != CONTROL or not self.network.loses_for_good
         near = End(self, target.peer, target.address, dialled=True, is_stream=is_stream)
         from_here = Address(self.host.name, 40000)
         far = End(target, self.peer, from_here, dialled=False, is_stream=is_stream, query=query)
         near.other, far.other = far, near
-        target.serve(known, far)
+        target.serve(route, far)
         self.network.later(back_s, _settle, answer, near)
 
-    def serve(self, route: _Route, end: End) -> None:
-        task = virtual_loop().create_task(_handled(route, end), context=self._context.copy())
+    def admits(self, route: str, peer: PeerId) -> bool:
+        return route in self._routes and self._routes[route].admit(peer)
+
+    def serve(self, route: str, end: End) -> None:
+        handling = _handled(self._routes[route], end)
+        task = virtual_loop().create_task(handling, context=self._context.copy())
         self._tasks[task] = None
         task.add_done_callback(lambda task: self._tasks.pop(task))
 
