@@ -37,6 +37,7 @@ _WORDS = {
     "PeerRefuted": "heard again of",
     "PeerDied": "lost",
     "PeerLeft": "goodbye from",
+    "PeerForgot": "forgotten by",
     "LeaderElected": "the leader is",
     "EpochAdvanced": "another epoch of",
     "LinkUp": "linked with",

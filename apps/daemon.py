@@ -148,6 +148,7 @@ class Daemon:
             credentials=self._credentials,
             leave=self._leave,
             trouble=lambda: self._store.trouble,
+            refused=lambda: engine.refused,
         ).add_to(app)
         self._trusting.routes.add_to(app)
         runner, self.api_port = await serve_app(app, self.settings.api_port)

@@ -7,6 +7,7 @@ and virtual time. How they are wired together stands here alone.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from apps.settings import Settings
 from apps.timeline import Timeline
 from mesh.codec import to_plain
 from mesh.errors import LinkError, StaleEpoch
-from mesh.events import Event, LinkUp, PeerDied, PeerJoined, PeerLeft, ViewChanged
+from mesh.events import Event, LinkUp, PeerDied, PeerForgot, PeerJoined, PeerLeft, ViewChanged
 from mesh.ids import PeerId
 from mesh.limits import MAX_LOG_SHARE
 from mesh.net.tensor_links import TensorLinks
@@ -123,6 +124,11 @@ class Engine:
         node.subscribe(self._on_event)
         node.watch_progress(lambda: self.pipeline.meter.is_stuck)
 
+    @property
+    def refused(self) -> Counter[str]:
+        """What came late or out of turn (frames, answers, plans), by cause; none had an effect."""
+        return self.pipeline.refused + self.steps.refused + self.installer.refused
+
     async def run(self) -> None:
         """Takes part until cancelled."""
         try:
@@ -147,6 +153,8 @@ class Engine:
                     self._spawn(self._peer_links.connect(peer))
             case PeerDied(peer=peer) | PeerLeft(peer=peer):
                 self._forget(peer, event.reason)
+            case PeerForgot(peer=peer):
+                self._end_what_goes_through(peer, event.reason)
             case ViewChanged():
                 self.coordinator.on_view_changed()
 
@@ -160,8 +168,11 @@ class Engine:
         """A device is gone: end what needs it, so that its sessions replay elsewhere at once."""
         self._spawn(self._peer_links.disconnect(peer))
         self._outbox.forget(peer)
-        self.pipeline.forget(peer)
         self.coordinator.on_gone(peer)
+        self._end_what_goes_through(peer, reason)
+
+    def _end_what_goes_through(self, peer: PeerId, reason: str) -> None:
+        self.pipeline.forget(peer)
         member = self.node.view.find(peer)
         name = member.name if member else peer.short
         self.steps.interrupt(

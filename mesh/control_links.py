@@ -23,6 +23,7 @@ class ControlLinks:
     `on_message(link, message)` may raise ProtocolError, which closes the link.
     `on_down(peer, reason)`: the current link broke and nothing has replaced it.
     `on_parked(peer)`: the current link was closed since it was of no use.
+    `on_retired(peer)`: a link that another has replaced is gone, with what was still under way.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ControlLinks:
         on_message: Callable[[ControlLink, Message], None],
         on_down: Callable[[PeerId, str], None],
         on_parked: Callable[[PeerId], None],
+        on_retired: Callable[[PeerId], None],
     ) -> None:
         self._me = me
         self._nursery = nursery
@@ -44,6 +46,7 @@ class ControlLinks:
         self._on_message = on_message
         self._on_down = on_down
         self._on_parked = on_parked
+        self._on_retired = on_retired
         self._current: dict[PeerId, ControlLink] = {}
         self._changed: defaultdict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
 
@@ -93,6 +96,8 @@ class ControlLinks:
                 self._on_parked(link.peer)
             else:
                 self._on_down(link.peer, reason)
+        else:
+            self._on_retired(link.peer)
 
     async def _greet(self, channel: Channel, patience_s: float) -> ControlLink:
         if channel.peer == self._me:

@@ -15,7 +15,7 @@ from mesh.circle import Circle
 from mesh.crowd import Crowd
 from mesh.effects import Cut, Effect, Emit, Forget, Tell
 from mesh.election import Situation
-from mesh.events import ViewChanged
+from mesh.events import PeerForgot, ViewChanged
 from mesh.heartbeat import Beats, hears_us
 from mesh.ids import Address, Epoch, PeerId
 from mesh.leadership import Leadership
@@ -38,6 +38,8 @@ from mesh.peer_events import events_of
 from mesh.remembered import Remembered
 from mesh.state_store import KnownPeer, StateStore
 
+GONE = (Health.DEAD, Health.LEFT)
+
 
 class Core:
     """The state of one node, from `start` to the end of its run."""
@@ -57,6 +59,7 @@ class Core:
         self._heard_epoch: Epoch | None = None  # that some of a crowd follow
         self._pleading = False  # we may not follow it, and its leader should know
         self._started_as = 0
+        self._forgotten_as: dict[PeerId, int] = {}  # by whom, in which incarnation of ours
         self._sequence = 0
         self._late_s = 0.0
         self.is_stuck = False  # this device's own work does not get on, as the shell knows
@@ -166,7 +169,7 @@ class Core:
 
     def take_hello(self, hello: Hello, address: Address | None, now_s: float) -> None:
         self.linked.add(hello.peer)
-        self._take_sightings(hello.sightings)
+        self._take_sightings(hello.sightings, hello.peer, now_s)
         self._hear(hello, hello.incarnation, address, now_s)
         self._crowd.greet(hello.peer)
         record = self.table.records[hello.peer]
@@ -183,7 +186,7 @@ class Core:
         record = self.table.records.get(hello.peer)
         if beats is None or record is None or beat.incarnation < record.member.incarnation:
             return
-        self._take_sightings(beat.sightings, hello.peer)
+        self._take_sightings(beat.sightings, hello.peer, now_s)
         # A device that holds us dead cannot hear us; that we hear it makes no working link. But
         # one of two that hold each other dead has to begin.
         if hears_us(beat, self.view.me) or not record.member.is_here:
@@ -374,13 +377,14 @@ class Core:
             self._crowd.ping(peer, now_s)
 
     def _take_sightings(
-        self, sightings: tuple[Sighting, ...], teller: PeerId | None = None
+        self, sightings: tuple[Sighting, ...], teller: PeerId, now_s: float
     ) -> None:
         me = self.table.me
+        self._note_forgotten(sightings, teller, now_s)
         raised = membership.refute(self.table, sightings)
         if raised is not None:
             self._raise(raised)
-        elif any(s.peer == me.peer and s.health is Health.SUSPECT for s in sightings) and teller:
+        elif any(s.peer == me.peer and s.health is Health.SUSPECT for s in sightings):
             self._do(Tell(teller, self.beat()))  # a sign of life is all it needs
 
     def _raise(self, incarnation: int | None) -> None:
@@ -390,6 +394,18 @@ class Core:
             self._is_stale = True
             self._beat_due = True
             self._crowd.spread(membership.rumour_of(self.own_record))
+
+    def _note_forgotten(
+        self, sightings: tuple[Sighting, ...], teller: PeerId, now_s: float
+    ) -> None:
+        """Whether the teller held this very process gone: once for each time that it did."""
+        for sighting in sightings:
+            if sighting.peer != self.table.me.peer or sighting.health not in GONE:
+                continue
+            if sighting.incarnation > self._forgotten_as.get(teller, self._started_as - 1):
+                self._forgotten_as[teller] = sighting.incarnation
+                reason = f"it held this device {sighting.health.value}"
+                self._do(Emit(PeerForgot(now_s, reason, teller)))
 
     def _apply(self, outcome: membership.Outcome, now_s: float) -> None:
         self.table, change = outcome

@@ -54,6 +54,15 @@ class PeerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerForgot:
+    """A peer held this device gone for a while: it has let go of all that the two had together."""
+
+    at_s: float
+    reason: str
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderElected:
     """This device accepted `epoch`, newly or (after a restart) again."""
 
@@ -98,6 +107,7 @@ Event = (
     | PeerRefuted
     | PeerDied
     | PeerLeft
+    | PeerForgot
     | LeaderElected
     | ViewChanged
     | LinkUp

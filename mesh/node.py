@@ -76,6 +76,7 @@ class Node:
             self._take,
             self._link_down,
             self._link_parked,
+            self._link_retired,
         )
         self._door = Door(transport, self._links, self._nursery, self._refused, self._stranger)
         self._hints = Hints(me, rng, self._nursery, self._door.attempt, self._links.has)
@@ -315,6 +316,13 @@ class Node:
         self._core.parked(peer)
         self._requests.fail(peer, f"{peer.short}: the link was parked")
         self._carry_out()
+
+    def _link_retired(self, peer: PeerId) -> None:
+        """What was asked on it and has no answer yet may never have arrived there."""
+        current = self._links.find(peer)
+        if current is not None:
+            reason = f"{peer.short}: the link was replaced; ask again"
+            self._requests.fail(peer, reason, before_s=current.since_s)
 
     def _look_for(self, peer: PeerId) -> None:
         """Dials where the peer was; one that always came to us is looked for all the same. The

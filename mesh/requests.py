@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 from mesh.errors import DialTimeout, LinkClosed, PotluckError, ProtocolError, RequestFailed
@@ -30,7 +31,8 @@ class Requests:
         self._send = send
         self._request_handlers: dict[str, RequestHandler] = {}
         self._notice_handlers: dict[str, NoticeHandler] = {}
-        self._waiting: dict[int, tuple[PeerId, asyncio.Future[Reply]]] = {}
+        # Whom we asked, when, and where the answer goes.
+        self._waiting: dict[int, tuple[PeerId, float, asyncio.Future[Reply]]] = {}
         self._last_number = 0
         self._running: Counter[PeerId] = Counter()
 
@@ -96,31 +98,32 @@ class Requests:
 
     def take_reply(self, peer: PeerId, reply: Reply) -> None:
         """Hands it to whoever waits; an answer that nobody waits for any more is dropped."""
-        asked, future = self._waiting.get(reply.number, (None, None))
+        asked, _, future = self._waiting.get(reply.number, (None, 0.0, None))
         if asked == peer and future is not None and not future.done():
             future.set_result(reply)
 
     def is_busy_with(self, peer: PeerId) -> bool:
         """Whether a question is open, of ours or of the peer's."""
-        asked = any(other == peer for other, _ in self._waiting.values())
+        asked = any(other == peer for other, _, _ in self._waiting.values())
         return asked or self._running[peer] > 0
 
-    def fail(self, peer: PeerId, reason: str) -> None:
-        """Nothing will come from this process of `peer` any more."""
-        for asked, future in self._waiting.values():
-            if asked == peer and not future.done():
+    def fail(self, peer: PeerId, reason: str, before_s: float = inf) -> None:
+        """Nothing will come any more of what this process of `peer` was asked, before then."""
+        for asked, since_s, future in self._waiting.values():
+            if asked == peer and since_s < before_s and not future.done():
                 future.set_exception(LinkClosed(reason))
 
     def fail_all(self, reason: str) -> None:
-        for peer in {peer for peer, _ in self._waiting.values()}:
+        for peer in {peer for peer, _, _ in self._waiting.values()}:
             self.fail(peer, reason)
 
     async def _exchange(self, peer: PeerId, request: Request) -> Reply:
         if peer == self._me:
             return await self._answer(peer, request)
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
         data = encode_message(request)
-        self._waiting[request.number] = (peer, future)
+        self._waiting[request.number] = (peer, loop.time(), future)
         try:
             await self._send(peer, data)
             return await future

@@ -152,10 +152,15 @@ class Pipeline:
             work.close(session, owner, prefix, self._now_s, paused=paused)
 
     def forget(self, peer: PeerId) -> None:
-        """A device is gone, and its conversations with it."""
+        """A device is gone, as seen from here, and its conversations with it. What others' had on
+        their way between the two of us may be lost: their owners, who may see it still, are told.
+        """
         self.heads.forget(peer)
         for work in self._work.values():
             work.forget(peer, self._now_s)
+            if peer in work.post.plan.devices:
+                for conversation in work.post.conversations.values():
+                    self._fail(conversation.opened, f"{peer.short} is gone", lost=True)
 
     @property
     def _now_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Steps:
     """Steps of this device's own sessions that are under way."""
 
     def __init__(self, outbox: Outbox) -> None:
+        self.refused: Counter[str] = Counter()  # answers that no step waits for
         self._outbox = outbox
         self._leases: set[Lease] = set()
         self._under_way: dict[_Key, _UnderWay] = {}
@@ -148,6 +150,7 @@ class Steps:
             raise ProtocolError(f"{header.kind.name} is one row of {dtype.name}")
         step = self._under_way.get((header.plan, header.session, header.position))
         if step is None or step.answer.done():
+            self.refused["late answer"] += 1
             return False
         if peer != step.answers:
             raise ProtocolError(f"{peer.short} does not answer this step in this plan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -50,6 +50,7 @@ class MeshRoutes:
         credentials: Credentials,
         leave: Callable[[], Awaitable[None]],
         trouble: Callable[[], str],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
         """`trouble`: what a person should mend on this device, in words; empty for nothing."""
         self._node = node
@@ -63,6 +64,7 @@ class MeshRoutes:
         self._credentials = credentials
         self._leave = leave
         self._trouble = trouble
+        self._refused = refused
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_get("/potluck/status", self.status)
@@ -99,7 +101,7 @@ class MeshRoutes:
                 },
                 "efforts": [measured_as_dict(one) for one in self._pipeline.meter.measured],
                 "conversations": self._pipeline.conversations,
-                "refused_frames": dict(self._pipeline.refused),
+                "refused": dict(self._refused()),
                 "tasks": len(asyncio.all_tasks()),
                 "trouble": self._trouble(),
             }

@@ -7,6 +7,7 @@ others' conversations alone.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
@@ -58,6 +59,7 @@ class Installer:
         meet: Callable[[Collection[PeerId]], None] = lambda devices: None,
     ) -> None:
         """`meet` hears of the devices of each plan that comes in force here."""
+        self.refused: Counter[str] = Counter()  # prepares and commits, by cause
         self._me = me
         self._library = library
         self._holdings = holdings
@@ -313,6 +315,7 @@ class Installer:
         leader's. Raises StaleEpoch for one of another epoch than ours, or overtaken by a newer one.
         """
         if accepted is None or epoch != accepted:
+            self.refused["plan of another epoch"] += 1
             raise StaleEpoch(f"the plan is of epoch {epoch}; this device is in {accepted}")
         self._newest = epoch if self._newest is None else max(epoch, self._newest)
         preparing, self._preparing = self._preparing, None
@@ -320,4 +323,5 @@ class Installer:
             preparing.cancel()
             await asyncio.wait([preparing])
         if epoch < self._newest:
+            self.refused["plan of another epoch"] += 1
             raise StaleEpoch(f"epoch {epoch} is over: {self._newest} has begun")

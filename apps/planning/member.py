@@ -137,6 +137,7 @@ class MemberRole:
 
     def _check_leader(self, peer: PeerId) -> None:
         if peer != self._node.view.leader:
+            self._installer.refused["plan of a device that does not lead"] += 1
             raise StaleEpoch(f"{peer.short} does not lead here; plans come from the leader")
 
     # --- sessions ---------------------------------------------------------------------------------

@@ -67,9 +67,10 @@ async def killed_at_a_point(home: Home, rng: random.Random) -> None:
     """Dies at a named place in the code, if it comes there: see `mesh.fault_points`."""
     device = _take(home, rng)
     if device is not None:
-        device.dies_at = rng.choice(POINTS)
+        device.at[rng.choice(POINTS)] = device.die
         await _while_trouble(home, rng.uniform(1.0, 8.0))
-        died, device.dies_at = device.dies_at is None, None
+        died = not device.at
+        device.at.clear()
         if died:
             await device.ended()
             device.start()

@@ -18,6 +18,7 @@ from mesh.events import (
     LinkDown,
     LinkUp,
     PeerDied,
+    PeerForgot,
     PeerJoined,
     PeerLeft,
     PeerRefuted,
@@ -95,7 +96,7 @@ class History:
                 word = {PeerJoined: "joined", PeerDied: "died", PeerLeft: "left"}[type(what)]
                 peer = self.name(what.peer)
                 return word, {"peer": peer, "incarnation": what.incarnation, "why": what.reason}
-            case PeerSuspected() | PeerRefuted() | LinkUp() | LinkDown():
+            case PeerSuspected() | PeerRefuted() | PeerForgot() | LinkUp() | LinkDown():
                 return type(what).__name__, {"peer": self.name(what.peer), "why": what.reason}
             case Refused(address=address):
                 return "refused", {"address": str(address), "why": what.reason}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from apps.sim.check import disagreements
@@ -33,7 +33,7 @@ class Device:
         self.stopped = False
         self.taken = False  # by a fault
         self.hints: tuple[str, ...] | None = None  # whose addresses it is told; None: everybody's
-        self.dies_at: str | None = None  # a fault point: killed there, once
+        self.at: dict[str, Callable[[], None]] = {}  # what happens at a fault point, once
 
     @property
     def running(self) -> bool:
@@ -106,12 +106,17 @@ class Device:
         self.home.history.say(self.name, virtual_loop().time(), event, **fields)
 
     def _reached(self, point: str) -> None:
-        if point == self.dies_at and self.process is not None:
-            self.dies_at = None
-            self.say("fault", name=f"killed at {point}")
-            self.process.kill()
-            self.home.spawn(self._end())
-            raise Killed
+        happens = self.at.pop(point, None)
+        if happens is not None:
+            self.say("fault", name=f"{happens.__name__} at {point}")
+            happens()
+
+    def die(self) -> None:
+        """kill -9 from within, at a fault point."""
+        assert self.process is not None
+        self.process.kill()
+        self.home.spawn(self._end())
+        raise Killed
 
     async def _end(self) -> None:
         self.say("ended")
