@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from mesh.errors import LinkClosed
+from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import PeerId
 from mesh.tensor_frame import FrameHeader, TensorFrame, tiles
 
@@ -82,6 +83,7 @@ class Outbox:
             tile = replace(header, row=first, tile_rows=count)
             part = payload[first * row_bytes : (first + count) * row_bytes]
             if peer == self.me:
-                self._deliver(peer, TensorFrame(tile, part))
+                with suppress(ProtocolError):  # who waits for it was told; no link is to be closed
+                    self._deliver(peer, TensorFrame(tile, part))
             else:
                 await self._wire.send(peer, tile, part)

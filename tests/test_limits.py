@@ -120,7 +120,8 @@ async def silence_s() -> float:
         nursery.open(tasks)
         hello = Hello(1, ME, "attic", 1, 1, None, None, ())
         nothing: dict[str, Any] = dict.fromkeys(
-            ("refusal", "on_up", "on_message", "on_down", "on_parked"), lambda *_: None
+            ("refusal", "on_up", "on_message", "on_down", "on_parked", "on_retired"),
+            lambda *_: None,
         )
         links = ControlLinks(ME, nursery, lambda: hello, **nothing)
         door = Door(transport, links, nursery, lambda _: None, lambda *_: None)

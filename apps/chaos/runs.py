@@ -181,6 +181,6 @@ async def _one_plan(home: Home) -> bool:
 
 
 async def _refused(home: Home) -> dict[str, int]:
-    """Frames refused so far by each running device; a restart begins anew."""
+    """What each running device has refused so far; a restart begins anew."""
     told = {one.name: await status_of(one) for one in home.devices if one.running}
-    return {name: sum(one["refused_frames"].values()) for name, one in told.items()}
+    return {name: sum(one["refused"].values()) for name, one in told.items()}

@@ -231,6 +231,11 @@ class Room:
     def _around(self, owner: int) -> tuple[PeerId, Room, Steps, Traffic]:
         return peer(owner), self, self.devices[peer(owner)].steps, self.checkpoint.traffic
 
+    @property
+    def failed_steps(self) -> list[StepFailed]:
+        """Those of plans that still held; a stage that loses a device of its plan tells, too."""
+        return [one for one in self.failures if not one.lost]
+
     def report(self, owner: PeerId, failure: StepFailed) -> None:
         self.failures.append(failure)
         self.devices[owner].steps.on_step_failed(failure)

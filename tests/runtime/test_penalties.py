@@ -42,10 +42,10 @@ async def collect(
         async for one in session.tokens():
             chosen.append(one)
             if len(chosen) in lose_at:
-                moved = (0, 2, 1) if session.replays % 2 == 0 else (0, 1, 2)
-                counter = 2 + session.replays
+                moved = (0, 2, 1) if session.moves % 2 == 0 else (0, 1, 2)
+                counter = 2 + session.moves
                 await room.put_up(make_plan(checkpoint, (1, 3), counter, devices=moved))
-        assert session.replays == len(lose_at)
+        assert session.moves == len(lose_at)
         return chosen
 
 

@@ -131,7 +131,7 @@ async def test_a_stage_lost_at_any_position(checkpoint: Checkpoint, told: Told, 
                     await room.put_up(make_plan(checkpoint, cuts, 2, devices=devices))
             assert tokens == expected
             assert (session.replays, session.moves) == (1, 0)
-            assert not room.failures
+            assert not room.failed_steps
         assert told.logits.keys() == logits.keys()
         for position, row in told.logits.items():
             assert torch.allclose(row, logits[position], atol=1e-5)
@@ -178,7 +178,7 @@ async def test_whatever_happens_in_whatever_order(
                 plan = any_plan(plan.epoch.counter + 1)
                 await room.put_up(plan)
         assert tokens == expected
-        assert not room.failures
+        assert not room.failed_steps
 
 
 async def resumed(
@@ -230,7 +230,7 @@ async def test_without_room_for_a_log_all_is_replayed(checkpoint: Checkpoint, to
     async with Room.of(checkpoint, OWNER + 1, log_bytes=0) as room:
         after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
         session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
-        assert not room.failures
+        assert not room.failed_steps
     assert tokens == expected
     assert session.rows_replayed == len(PROMPT) + 4
     assert told.computed(0) == 2 * len(PROMPT) + 4 + TOKENS - 1
@@ -251,7 +251,7 @@ async def test_a_log_that_ends_in_the_middle_of_it_costs_a_replay(checkpoint: Ch
         room.tamper = end_logs
         after = make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2))
         session, tokens = await resumed(checkpoint, room, PROMPT, after, lost=1)
-        assert ["is not kept here any more" in one.reason for one in room.failures] == [True]
+        assert ["is not kept here any more" in one.reason for one in room.failed_steps] == [True]
     assert tokens == expected
     assert session.rows_replayed == len(PROMPT) + 4, "the second time all is computed"
 
@@ -316,7 +316,7 @@ async def test_a_stage_lost_in_the_middle_of_a_long_prompt(
         await room.lose(1)
         await room.put_up(make_plan(checkpoint, CUTS, 2, devices=(0, SPARE, 2)))
         assert await collecting == expected
-        assert not room.failures
+        assert not room.failed_steps
     assert told.computed(0) < len(prompt) <= told.computed(2), "only the lost stage begins again"
 
 
