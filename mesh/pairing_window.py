@@ -49,7 +49,7 @@ class PairingWindow:
     def begin(self, now_s: float) -> None:
         """A newcomer's try; raises PairingFailed if there is none to be had."""
         if self.closed is None and now_s >= self.until_s:
-            self.close("the code was good for two minutes, and they are over")
+            self.expire()
         if self.closed is not None:
             raise PairingFailed(f"{self.closed}; `potluck invite` shows another one")
         if self._busy:
@@ -66,6 +66,10 @@ class PairingWindow:
         self._busy = False
         if self.tries_left == 0:
             self.close(f"the code was wrong {PAIRING_TRIES} times, so it is locked")
+
+    def expire(self) -> None:
+        """Its time has run out."""
+        self.close("the code was good for two minutes, and they are over")
 
     @property
     def over(self) -> bool:

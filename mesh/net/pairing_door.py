@@ -72,17 +72,21 @@ class PairingDoor:
         self.window.close(reason)
         self._shut.set()
 
+    def expire(self) -> None:
+        """Ends both when the time of the window has run out."""
+        self.window.expire()
+        self._shut.set()
+
     async def run(self) -> str:
         """Lets one newcomer in, or none; why the window closed."""
-        left_s = self.window.until_s - asyncio.get_running_loop().time()
+        expiry = asyncio.get_running_loop().call_at(self.window.until_s, self.expire)
         try:
-            async with asyncio.timeout(left_s), asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as tasks:
                 accepting = tasks.create_task(self._accept_all())
                 await self._shut.wait()
                 accepting.cancel()
-        except TimeoutError:
-            self.window.close("the code was good for two minutes, and they are over")
         finally:
+            expiry.cancel()
             for listening in self._sockets:
                 listening.close()
         assert self.window.closed is not None

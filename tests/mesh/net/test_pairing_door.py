@@ -258,11 +258,24 @@ async def test_two_at_once_are_one_and_a_refusal() -> None:
         assert len(here.given) == 1
 
 
-async def test_the_door_shuts_when_the_window_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test 20: window over; also for a newcomer in the middle of it."""
-    monkeypatch.setattr("mesh.pairing_window.PAIRING_WINDOW_S", 0.2)
+async def test_the_time_of_the_window_shuts_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test 20: window over, and nobody came."""
+    monkeypatch.setattr("mesh.pairing_window.PAIRING_WINDOW_S", 0.05)
     async with host() as here:
-        talk = await talk_to(here.address, Identity.generate())
+        assert "over" in await here.running
+        with pytest.raises(DialRefused):
+            await call(here.address)
+
+
+async def test_the_door_shuts_when_the_window_is_over() -> None:
+    """Test 20: window over; also for a newcomer in the middle of it."""
+    async with host() as here:
+        me = Identity.generate()
+        talk = await talk_to(here.address, me)
+        exchange = Exchange(Role.NEWCOMER, CODE, newcomer=me.peer, member=talk.peer)
+        await talk.send(bytes([PAIRING_VERSION]) + exchange.message)
+        await talk.receive()  # so the member is in the middle of it as well
+        here.door.expire()  # as its clock does
         assert "over" in await here.running
         with pytest.raises(PairingFailed, match="hung up"):
             await talk.receive()
