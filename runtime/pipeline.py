@@ -9,34 +9,30 @@ models take turns.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from mesh.errors import GenerationFailed, PotluckError, ProtocolError, StaleEpoch
+from mesh.errors import StaleEpoch
 from mesh.ids import PeerId, PlanId, SessionId
 from mesh.tensor_frame import FrameHeader, TensorFrame
-from planner.plan import Capacity, Plan
+from planner.plan import Capacity
+from runtime.complaints import Blame, Complaints, Report
 from runtime.heads.desk import HeadDesk
+from runtime.intake import Intake
 from runtime.logs import Logs
 from runtime.meter import Meter
 from runtime.outbox import Outbox
 from runtime.post import Computing, Post
 from runtime.refill import Held
-from runtime.session_messages import OpenSession, StepFailed
+from runtime.session_messages import OpenSession
 from runtime.stage import Stage
 from runtime.turns import Waiting, next_plan, next_turn, slice_of
 from runtime.walks.group import Group
 from runtime.walks.sharing import Solitude, group_of
 from runtime.work import Work
 from runtime.worker import Worker
-
-_log = logging.getLogger(__name__)
-
-Report = Callable[[PeerId, StepFailed], None]
-Blame = Callable[[Plan, PeerId, str], None]
 
 
 class Pipeline:
@@ -60,9 +56,11 @@ class Pipeline:
         self.meter = Meter(worker.chores, lambda: self._now_s)
         self._worker = worker
         self._outbox = outbox
-        self._report = report
-        self._blame = blame
+        self._complaints = Complaints(report, blame)
         self._work: dict[PlanId, Work] = {}
+        self._intake = Intake(
+            outbox.me, self._work, self.heads, self.meter, self._complaints, self.refused
+        )
         self._waiting: list[Waiting] = []  # whole steps, the oldest first
         self._more = asyncio.Event()
         self._turns = 0
@@ -88,7 +86,7 @@ class Pipeline:
             while True:
                 await self._more.wait()
                 await self._turn()
-                if not self._waiting and not any(work.is_ordered for work in self._work.values()):
+                if not self._waiting and not self._is_ordered:
                     self._more.clear()
         finally:  # or the worker would wait for others for a while yet
             self.heads.close()
@@ -123,7 +121,7 @@ class Pipeline:
         if work is not None and work.group is not None:
             work.group.abandon(StaleEpoch(why or "the plan is over"))
         for conversation in work.post.conversations.values() if work and why else ():
-            self._fail(conversation.opened, why, lost=True)
+            self._complaints.fail(conversation.opened, why, lost=True)
         return work.post.stage if work is not None and work.group is None else None
 
     def limit(self, plan: PlanId, room: Capacity) -> None:
@@ -160,89 +158,36 @@ class Pipeline:
             work.forget(peer, self._now_s)
             if peer in work.post.plan.devices:
                 for conversation in work.post.conversations.values():
-                    self._fail(conversation.opened, f"{peer.short} is gone", lost=True)
+                    words = f"{peer.short} is gone"
+                    self._complaints.fail(conversation.opened, words, lost=True)
 
     @property
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
-    # --- receive ----------------------------------------------------------------------------------
+    # --- frames in --------------------------------------------------------------------------------
 
     def on_frame(self, peer: PeerId, frame: TensorFrame) -> None:
         """Takes one tile. Raises ProtocolError for what no peer of its plan would send."""
-        header = frame.header
-        if peer != self._outbox.me:
-            self.meter.received(header.plan, header.tile_bytes)
-        if header.kind.of_head:
-            self.heads.on_frame(peer, frame)
-            return
-        work = self._work_of(header)
-        if work is None:
-            self.refused["stale epoch or plan"] += 1
-            return
-        if header.kind.in_stage:
-            self._receive_in_stage(peer, frame, work)
-            return
-        conversation = work.post.conversations.get(header.session)
-        if conversation is None:
-            self.refused["closed conversation"] += 1
-            return
-        try:
-            step = work.receive(peer, frame, conversation)
-        except ProtocolError as error:
-            # The owner sends the step again; the link is closed by whoever called us.
-            self.refused["malformed"] += 1
-            conversation.assembly = None
-            is_over = self._is_wrong(work, peer, error)
-            self._fail(conversation.opened, f"{peer.short} sent: {error}", lost=is_over)
-            raise
-        except GenerationFailed as error:
-            self._fail(conversation.opened, str(error))
-            return
+        step = self._intake.take(peer, frame)
         if step is None:
+            if self._is_ordered:
+                self._more.set()
             return
         if step.layers is not None and not step.layers:
-            self._finish(work.post, step, step.rows)  # out of the log, and on
+            self._finish(self._work[step.header.plan].post, step, step.rows)  # out of the log, on
             return
         self._waiting.append(step)
         self._more.set()
 
-    def _receive_in_stage(self, peer: PeerId, frame: TensorFrame, work: Work) -> None:
-        if work.group is None:
-            raise ProtocolError(f"{peer.short} has no share of a stage here")
-        try:
-            work.group.on_frame(peer, frame)
-        except ProtocolError as error:
-            self.refused["malformed"] += 1
-            self._is_wrong(work, peer, error)
-            raise
-        if work.is_ordered:
-            self._more.set()
-
-    def _is_wrong(self, work: Work, peer: PeerId, error: ProtocolError) -> bool:
-        """See `Work.is_wrong`; whoever plans hears of it."""
-        is_wrong = work.is_wrong(peer, error)
-        if is_wrong:
-            self._blame(work.post.plan, peer, str(error))
-        return is_wrong
-
     def on_lost(self, header: FrameHeader, reason: str) -> None:
         """What this stage sent on did not arrive: the next device is gone, as seen from here."""
-        if header.kind.of_head:
-            self.heads.on_lost(header, reason)
-            return
-        work = self._work_of(header)
-        if work is not None and work.group is not None and header.kind.in_stage:
-            work.group.lost(StaleEpoch(reason))
-            return
-        conversation = work.post.conversations.get(header.session) if work else None
-        if conversation is not None:
-            self._fail(conversation.opened, reason, lost=True)
+        self._intake.lose(header, reason)
 
-    def _work_of(self, header: FrameHeader) -> Work | None:
-        """The work under the very plan and epoch that a frame names."""
-        work = self._work.get(header.plan)
-        return work if work is not None and work.post.plan.epoch == header.epoch else None
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether the lead of a stage waits for a turn of ours."""
+        return any(work.is_ordered for work in self._work.values())
 
     # --- compute and send -------------------------------------------------------------------------
 
@@ -254,7 +199,7 @@ class Pipeline:
             if work.group is not None and work.group.orders:
                 await self._follow(work, work.group)
                 return
-        self._waiting = [step for step in self._waiting if self._is_wanted(step)]
+        self._waiting = [step for step in self._waiting if self._intake.is_wanted(step)]
         if not self._waiting:
             return
         last_turns = {plan: work.last_turn for plan, work in self._work.items()}
@@ -316,24 +261,6 @@ class Pipeline:
             self._outbox.post(target, header, whole)
 
     def _give_up(self, post: Post, step: Waiting, error: Exception) -> None:
-        """The step failed, the stage lives on, and the owner decides whether to try again."""
+        """The step failed, the stage lives on."""
         self._waiting.remove(step)
-        if not isinstance(error, PotluckError):  # exhausted memory, a bad operand, a bug
-            _log.error("a step at %d failed", step.header.position, exc_info=error)
-        conversation = post.conversations.get(step.header.session)
-        if conversation is not None:
-            words = str(error) if isinstance(error, PotluckError) else repr(error)
-            self._fail(conversation.opened, words, lost=isinstance(error, StaleEpoch))
-
-    def _is_wanted(self, step: Waiting) -> bool:
-        work = self._work_of(step.header)
-        if work is None:
-            self.refused["stale epoch or plan"] += 1
-            return False
-        if step.header.session not in work.post.conversations:
-            self.refused["closed conversation"] += 1
-            return False
-        return True
-
-    def _fail(self, opened: OpenSession, reason: str, *, lost: bool = False) -> None:
-        self._report(opened.owner, StepFailed(opened.plan, opened.session, reason, lost))
+        self._complaints.give_up(post, step, error)

@@ -15,20 +15,17 @@ from dataclasses import dataclass
 
 from apps.models.messages import HaveReply, SourceBytes, TransferState
 from apps.models.pace import Pace
+from apps.models.patience import Patience
 from apps.models.piece_queue import PieceQueue
 from apps.models.source import Source
 from apps.timeline import Timeline
-from mesh.errors import LinkError, ModelError, NowhereHere, ProtocolError, WeightsMissing
+from mesh.errors import LinkError, ModelError, ProtocolError
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_DAMAGED_PIECES, MAX_PIECE_SOURCES
 from mesh.transport import Dials
 from runtime.stored.partial import PartialModel
 
 LOOK_INTERVAL_S = 2.0  # between two looks at who has what
-PATIENCE_S = 10.0  # without a single piece; then whoever waits is told what is missing
-# A piece that no member had in two looks: with the time to see a loss and to plan, the client of a
-# conversation hears it within five seconds.
-NOWHERE_S = 2.0
 ASIDE_S = 5.0  # a source that failed is not asked again for so long
 SAVE_INTERVAL_S = 2.0  # of a transfer, is what a crash may cost
 
@@ -71,9 +68,7 @@ class Transfer:
         self._aside: dict[PeerId, float] = {}  # until when a source is not asked
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
-        self._progress_s = 0.0
-        self._nowhere: frozenset[int] = frozenset()  # wanted, and no member has it
-        self._nowhere_s = math.inf  # since when
+        self._patience = Patience(partial, self._queue)
         self._unsaved_bytes, self._saved_s = 0, 0.0
         self._done_bytes = self._wanted_bytes = 0
         self._pace = Pace(0.0)
@@ -132,7 +127,7 @@ class Transfer:
             self._aside = {}
             self._done_bytes = self._wanted_bytes = 0
             self._pace = Pace(now_s)
-            self._progress_s, self._nowhere_s = now_s, math.inf
+            self._patience.begin(now_s)
         known = set().union(*(one.missing for one in self._wants))
         self._wanted_bytes += sum(size(index) for index in want.missing - known)
         self._wants.append(want)
@@ -173,7 +168,8 @@ class Transfer:
                 await self._wait(LOOK_INTERVAL_S)
                 if asyncio.get_running_loop().time() - self._saved_s >= SAVE_INTERVAL_S:
                     await self._save()
-                self._check_patience()
+                if self._wants:
+                    self._patience.check(self._sources.values())
             for task in drawing.values():
                 task.cancel()
 
@@ -184,7 +180,7 @@ class Transfer:
             del drawing[peer]
         holders = await self._look()
         now_s = asyncio.get_running_loop().time()
-        self._note_nowhere(holders, now_s)
+        self._patience.looked([holder.have for holder in holders], now_s)
         for holder in holders:
             if holder.have.pending or self._aside.get(holder.peer, 0.0) > now_s:
                 continue
@@ -198,13 +194,6 @@ class Transfer:
                 source.address = holder.address
                 drawing[holder.peer] = tasks.create_task(self._draw(source))
         self._notify()
-
-    def _note_nowhere(self, holders: Sequence[Holder], now_s: float) -> None:
-        """What none of them has, or will have in a moment."""
-        is_known = not any(holder.have.pending for holder in holders)
-        runs = [holder.have.runs for holder in holders]
-        self._nowhere = self._queue.nowhere(runs) if is_known else frozenset()
-        self._nowhere_s = min(self._nowhere_s, now_s) if self._nowhere else math.inf
 
     async def _draw(self, source: Source) -> None:
         """One source until it fails; what it was asked for is then others' to bring."""
@@ -233,7 +222,7 @@ class Transfer:
     def _on_piece(self, source: Source, index: int) -> None:
         now_s = asyncio.get_running_loop().time()
         size = self.partial.manifest.size_of(index)
-        self._progress_s = now_s
+        self._patience.progressed(now_s)
         self._done_bytes += size
         self._unsaved_bytes += size
         self._pace.add(size, now_s)
@@ -251,30 +240,6 @@ class Transfer:
             piece=index,
         )
         self._notify()
-
-    def _check_patience(self) -> None:
-        """Raises NowhereHere where nobody has a piece, WeightsMissing when nothing has come for too
-        long.
-        """
-        now_s = asyncio.get_running_loop().time()
-        if self._wants and now_s - self._nowhere_s >= NOWHERE_S:
-            size = sum(self.partial.manifest.size_of(index) for index in self._nowhere)
-            raise NowhereHere(
-                f"no device here has {size / 1e6:.1f} MB of {self.partial.about.name}. What has "
-                "come is kept; bring back a device that has them",
-                self._nowhere,
-            )
-        if not self._wants or now_s - self._progress_s < PATIENCE_S:
-            return
-        orphans = self._queue.orphans
-        size = sum(self.partial.manifest.size_of(index) for index in orphans)
-        damaged = [source.name for source in self._sources.values() if source.damaged]
-        why = f"; damaged pieces came from {', '.join(damaged)}" if damaged else ""
-        what = f"{size / 1e6:.1f} MB" if orphans else "what is left"
-        raise WeightsMissing(
-            f"no device here gives {what} of {self.partial.about.name}{why}. What has come is "
-            "kept; bring back a device that has the model whole"
-        )
 
     async def _wait(self, timeout_s: float = LOOK_INTERVAL_S) -> None:
         """Until something changed: a want, a source, a piece given back."""

@@ -21,9 +21,9 @@ from apps.planning.drifting import LOOK_S, Drifting
 from apps.planning.ledger import Entry, Ledger
 from apps.planning.messages import Blame, Outcome, WantReply, Wish
 from apps.planning.refusals import Refusals
+from apps.planning.reserve import Reserve
 from apps.planning.rollout import DeviceRefused, DeviceUnable, bring_shares, reports
 from apps.planning.telling import Telling
-from apps.planning.unrest import Unrest
 from apps.planning.waiting import WaitingRoom
 from apps.timeline import Timeline
 from mesh.errors import MeshError, NoLeader, NoRoom, PlanError, StaleEpoch
@@ -36,8 +36,6 @@ from planner.plan import Plan
 T = TypeVar("T")
 
 MAX_INSTALL_TRIES = 20  # in a row, a beat apart: ten seconds, far more than any election takes
-CALM_GRACE_S = 0.1  # a device is planned with again this long after it may be
-LOOK_AGAIN_S = 10.0  # at devices that could not be measured, or did not answer in time
 
 
 class Coordinator:
@@ -50,9 +48,7 @@ class Coordinator:
         self._waiting = WaitingRoom()
         self._work = asyncio.Event()
         self._lost = asyncio.Event()  # a device of a plan in force went
-        self._look_again: asyncio.TimerHandle | None = None
-        self._calm: asyncio.TimerHandle | None = None
-        self._unrest = Unrest()  # also of the time before this device led
+        self._reserve = Reserve(node, self._work.set)  # knows of the time before, too
         self._begin()
 
     def _begin(self) -> None:
@@ -62,7 +58,7 @@ class Coordinator:
         self._failures: Counter[ModelId] = Counter()
         self._drifting = Drifting(self._node, self._ledger)
         self._architect = Architect(
-            self._node, self._ledger, self._waiting, self._drifting, self._shunned
+            self._node, self._ledger, self._waiting, self._drifting, self._reserve.shunned
         )
         self._telling = Telling(self._node, self._on_lacks, self._work.set)
         self._changeover = Changeover(self._node, self._ledger, self._telling, self._timeline)
@@ -94,7 +90,7 @@ class Coordinator:
 
     def on_gone(self, peer: PeerId) -> None:
         """A device died or left: what it held is lost, even if it is back in a moment."""
-        self._unrest.departed(peer, self._now_s)
+        self._reserve.departed(peer)
         if self._ledger.left(peer):
             self._lost.set()
         self._telling.forget(peer)
@@ -182,7 +178,7 @@ class Coordinator:
 
     def _next(self, passed: Collection[ModelId]) -> Task | None:
         self._answer_served()
-        self._ledger.shunned = frozenset(self._shunned())
+        self._ledger.shunned = frozenset(self._reserve.shunned())
         return next_task(
             self._ledger,
             self._waiting.wishes,
@@ -230,7 +226,7 @@ class Coordinator:
         entry.wish, entry.considered = task.wish, present - unmeasured - shunned
         entry.as_of = as_of
         if unmeasured:
-            self._look_later()
+            self._reserve.look_later()
 
     async def _unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
         """Given up when a plan in force loses a device meanwhile. Raises StaleEpoch then."""
@@ -249,19 +245,6 @@ class Coordinator:
     def _on_lacks(self, plans: Collection[PlanId]) -> None:
         self._ledger.doubt(plans)
         self._work.set()
-
-    def _shunned(self) -> dict[PeerId, str]:
-        """Who is here but better not planned with. It is planned with again when it is calm."""
-        shunned, calm_s = self._unrest.left_out(self._now_s), self._unrest.next_calm_s()
-        if calm_s is not None and (self._calm is None or self._calm.when() <= self._now_s):
-            self._calm = asyncio.get_running_loop().call_at(calm_s + CALM_GRACE_S, self._work.set)
-        stuck = {device: "its work does not get on" for device in self._node.view.degraded}
-        return {**stuck, **shunned}
-
-    def _look_later(self) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()
-        self._look_again = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._work.set)
 
     # --- what the leader knows --------------------------------------------------------------------
 

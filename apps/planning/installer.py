@@ -9,40 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
 
 from apps.models.library import Library
+from apps.planning.loader import Loader, Ready
 from apps.planning.messages import Commit, InForce, Known, Prepare, Report, Room, Wish
 from apps.planning.standing import Standing
 from apps.timeline import Timeline
-from mesh.errors import Busy, PlanError, PlanReplaced, StaleEpoch
+from mesh.errors import Busy, PlanReplaced, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId
-from planner.checks import check_head, check_shares
-from planner.memory import device_bytes
-from planner.plan import Capacity, Plan
+from planner.plan import Plan
 from planner.room import with_room
-from runtime.cut import Cut, cut_of
-from runtime.heads.chooser import HeadShare
+from runtime.cut import cut_of
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
-from runtime.post import Computing, Post
-from runtime.stage import Stage
+from runtime.post import Post
 from runtime.steps import Steps
-from runtime.traffic import Traffic
 
 COMMIT_WAIT_S = 5.0  # an owner's wait for a plan that the leader has already called in force
-NO_CACHES: Final = Capacity(0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """A prepared plan and this device's stage of it."""
-
-    plan: Plan
-    stage: Computing
-    traffic: Traffic
-    head: HeadShare | None  # where the head is cut, this device's rows of it
 
 
 class Installer:
@@ -61,15 +45,15 @@ class Installer:
         """`meet` hears of the devices of each plan that comes in force here."""
         self.refused: Counter[str] = Counter()  # prepares and commits, by cause
         self._me = me
-        self._library = library
         self._holdings = holdings
         self._pipeline = pipeline
         self._steps = steps
         self._timeline = timeline
         self._meet = meet
         self._standing: dict[ModelId, Standing] = {}
-        self._ready: _Ready | None = None
-        self._preparing: asyncio.Task[_Ready | None] | None = None
+        self._loader = Loader(me, library, holdings, self._standing, self._make_room)
+        self._ready: Ready | None = None
+        self._preparing: asyncio.Task[Ready | None] | None = None
         self._loading: ModelId | None = None  # what is being prepared, or waits for its commit
         self._newest: Epoch | None = None  # in which a prepare or a commit was heard
         self._switched = asyncio.Event()  # a new one after each switch
@@ -103,7 +87,7 @@ class Installer:
         started_s = asyncio.get_running_loop().time()
         before_bytes = self._holdings.size_bytes
         # A task of its own, so that the next plan can end it between two layers.
-        preparing = self._preparing = asyncio.create_task(self._load(plan, request.wish))
+        preparing = self._preparing = asyncio.create_task(self._loader.load(plan, request.wish))
         try:
             ready = await asyncio.shield(preparing)
         except asyncio.CancelledError:
@@ -167,7 +151,7 @@ class Installer:
 
     # --- switching; nothing here waits ------------------------------------------------------------
 
-    def _switch(self, one: InForce, ready: _Ready | None) -> None:
+    def _switch(self, one: InForce, ready: Ready | None) -> None:
         """From a model's old plan to the new one, in one go; then tells whoever waits for it."""
         plan, idle_s = one.plan, one.idle_s
         old, before = self._standing.get(plan.model), None
@@ -237,46 +221,6 @@ class Installer:
                 self._holdings.drop(model)
             else:
                 self._holdings.release(model, span, cut_of(standing.plan, self._me))
-
-    # --- loading ----------------------------------------------------------------------------------
-
-    async def _load(self, plan: Plan, wish: Wish) -> _Ready | None:
-        """Raises PlanError where the plan takes more than this device has beside the others."""
-        span = plan.layers_of(self._me)
-        if span is None:
-            return None
-        for one in plan.stages:
-            check_shares(one, wish.profile)
-        check_head(plan.head, wish.profile)
-        cut = cut_of(plan, self._me)
-        checkpoint = await self._library.share(wish.model, span, cut)
-        others = [one for model, one in self._standing.items() if model != plan.model]
-        # A plan counts weights as processors hold them; what they weigh here counts instead.
-        work = dict(plan.predicted.memory_bytes).get(self._me, 0)
-        work -= device_bytes(checkpoint.profile(), plan, self._me, NO_CACHES)
-        caches = sum(
-            one.held_bytes(self._me, one.plan.capacity) - one.held_bytes(self._me, NO_CACHES)
-            for one in others
-        )
-        held = self._holdings.models.items()
-        beside = caches + sum(one.size_bytes for model, one in held if model != plan.model)
-        profile = checkpoint.profile(self._holdings.device)
-        needed = work + device_bytes(profile, plan, self._me, NO_CACHES)
-        if needed + beside > self._holdings.memory_bytes:
-            raise PlanError(
-                f"the plan needs {needed / 1e6:.0f} MB here, the other models "
-                f"{beside / 1e6:.0f} MB, and {self._holdings.memory_bytes / 1e6:.0f} MB may be used"
-            )
-        stage = await self._holdings.load(
-            checkpoint, span, work + caches, lambda: self._make_room(plan.model), cut
-        )
-        return _Ready(plan, stage, checkpoint.traffic, self._head(stage, cut))
-
-    def _head(self, stage: Computing, cut: Cut) -> HeadShare | None:
-        """This device's rows of a head that is cut."""
-        if not isinstance(stage, Stage) or stage.head is None or not cut.vocab:
-            return None
-        return HeadShare(stage.head, cut.vocab, self._holdings.device)
 
     def _make_room(self, model: ModelId) -> None:
         """Ends a model's old plan here before its commit: its sessions wait for the new one."""

@@ -8,25 +8,23 @@ we send to.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from mesh.errors import LinkClosed, LinkError, ProtocolError, StaleEpoch
 from mesh.ids import Address, PeerId
 from mesh.limits import (
-    ACK_DELAY_S,
     HELLO_TIMEOUT_S,
     MAX_TENSOR_PEERS,
     PROBE_BUDGET_S,
     REDIAL_MAX_S,
     REDIAL_MIN_S,
 )
+from mesh.net.acknowledger import Acknowledger
 from mesh.net.dialer import dial_peer
 from mesh.net.probe import LinkMeasure, measure_stream
-from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, OnSent, ReceiveStream, SendStream
+from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, OnSent, SendStream
 from mesh.net.tensor_link import Link, LinkStats
 from mesh.net.websocket import BadMessage
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
@@ -213,10 +211,10 @@ class TensorLinks:
                 link.receive.start(await websocket.receive())
             link.receiving = True
             async with asyncio.TaskGroup() as tasks:
-                handled = _Handled()
-                acknowledger = tasks.create_task(_acknowledge(websocket, link.receive, handled))
-                reason = await self._read(websocket, link, handled)
-                acknowledger.cancel()
+                acknowledger = Acknowledger(websocket, link.receive)
+                acknowledging = tasks.create_task(acknowledger.run())
+                reason = await self._read(websocket, link, acknowledger)
+                acknowledging.cancel()
         except TimeoutError:
             raise LinkClosed(f"{peer.short} did not start its stream") from None
         else:
@@ -225,7 +223,7 @@ class TensorLinks:
             link.receiving = False
             await websocket.close("not wanted any more")
 
-    async def _read(self, websocket: Line, link: Link, handled: _Handled) -> str:
+    async def _read(self, websocket: Line, link: Link, acknowledger: Acknowledger) -> str:
         """Every frame to its handler, until the connection ends."""
         while True:
             try:
@@ -234,9 +232,7 @@ class TensorLinks:
                 if frame is not None:
                     await self._deliver(websocket.peer, link, frame)
                     link.receive.done(len(data), asyncio.get_running_loop().time())
-                handled.came.set()
-                if link.receive.is_due:
-                    handled.due.set()
+                acknowledger.handled()
             except (BadMessage, ProtocolError) as error:
                 link.receive.skip()
                 link.refused_frames += 1
@@ -272,30 +268,6 @@ class TensorLinks:
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait([keeper])
-
-
-@dataclass(slots=True)
-class _Handled:
-    """What the reader of a connection tells its acknowledger."""
-
-    came: asyncio.Event = field(default_factory=asyncio.Event)  # there is something
-    due: asyncio.Event = field(default_factory=asyncio.Event)  # and it should go now
-
-
-async def _acknowledge(websocket: Line, stream: ReceiveStream, handled: _Handled) -> None:
-    """One acknowledgement for all frames handled since the last."""
-    clock = asyncio.get_running_loop().time
-    try:
-        while True:
-            await handled.came.wait()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ACK_DELAY_S):
-                    await handled.due.wait()
-            handled.came.clear()
-            handled.due.clear()
-            await websocket.send(stream.acknowledgement(clock()))
-    except LinkClosed:
-        return  # the reader sees the same end, and says why
 
 
 def _nobody_listens(peer: PeerId, frame: TensorFrame) -> None:

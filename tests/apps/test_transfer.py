@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from apps.models import patience as patience_module
 from apps.models import source as source_module
 from apps.models import transfer as transfer_module
 from apps.models.messages import HaveReply
@@ -41,8 +42,8 @@ async def deadline(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """And patience that suits a test."""
     monkeypatch.setattr(source_module, "PIECE_STALL_S", 0.3)
     monkeypatch.setattr(transfer_module, "LOOK_INTERVAL_S", 0.1)
-    monkeypatch.setattr(transfer_module, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(transfer_module, "NOWHERE_S", 0.5)
+    monkeypatch.setattr(patience_module, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(patience_module, "NOWHERE_S", 0.5)
     monkeypatch.setattr(transfer_module, "ASIDE_S", 0.2)
     async with asyncio.timeout(DEADLINE_S):
         yield
