@@ -1,4 +1,5 @@
-"""The process's end of the mesh: links, heartbeats, requests; what `core` decides, carried out.
+"""The process's end of the mesh: what comes from links, from time and from people goes to `core`;
+`hands` carry out what that decides.
 
 Time is the running loop's and nothing else, so the same node runs in a simulated home.
 """
@@ -17,20 +18,15 @@ from mesh.control_link import ControlLink
 from mesh.control_links import ControlLinks, reachable
 from mesh.core import Core
 from mesh.door import Door
-from mesh.effects import Cut, Dial, Emit, Forget, Tell
 from mesh.errors import LinkClosed, NoLeader
 from mesh.events import Event, LinkDown, LinkUp, Refused
+from mesh.hands import Hands
 from mesh.hints import Hints
 from mesh.ids import Address, Epoch, PeerId
 from mesh.inbox import Inbox
-from mesh.limits import (
-    BEAT_INTERVAL_S,
-    KEEP_LINK_S,
-    LEAVE_TIMEOUT_S,
-    TICK_S,
-)
+from mesh.limits import BEAT_INTERVAL_S, LEAVE_TIMEOUT_S, TICK_S
 from mesh.membership import View
-from mesh.messages import Leave, Message, Park, encode_message
+from mesh.messages import Leave, Message
 from mesh.nursery import Nursery
 from mesh.requests import NoticeHandler, RequestHandler, Requests
 from mesh.state_store import KnownPeer, StateStore
@@ -81,16 +77,16 @@ class Node:
         self._door = Door(transport, self._links, self._nursery, self._refused, self._stranger)
         self._hints = Hints(me, rng, self._nursery, self._door.attempt, self._links.has)
         self._requests = Requests(me, self._send)
+        self._subscribers = Subscribers()
+        self._hands = Hands(self._core, self._links, self._hints, self._requests, self._subscribers)
         self._inbox = Inbox(
-            self._core, self._requests, self._hints, self._links, self._nursery, self._is_used
+            self._core, self._requests, self._hints, self._links, self._nursery, self._hands.uses
         )
         self._early_hints: list[tuple[Address, PeerId | None]] = []
-        self._subscribers = Subscribers()
         self._is_stuck: Callable[[], bool] = lambda: False
         self._started = asyncio.Event()
         self._left = asyncio.Event()
         self._address: Address | None = None
-        self._wake: asyncio.TimerHandle | None = None
 
     @property
     def view(self) -> View:
@@ -119,15 +115,14 @@ class Node:
                 hinted = ((known.address, known.peer) for known in self._core.known_peers)
                 for address, peer in (*hinted, *self._early_hints):
                     self.hint(address, peer)
-                self._carry_out()
+                self._hands.carry_out()
                 tasks.create_task(self._pulse())
                 tasks.create_task(self._end())
         except* _Left:
             pass
         finally:
             self._nursery.close()
-            if self._wake is not None:
-                self._wake.cancel()
+            self._hands.close()
             self._requests.fail_all("this node stopped")
             await self._door.close()
 
@@ -148,7 +143,7 @@ class Node:
         """Says goodbye to everybody, waits at most LEAVE_TIMEOUT_S for it, and ends `run`."""
         me = self.view.find(self._me)
         assert me is not None, "a view holds its own device"
-        self._tell(None, Leave(me.incarnation))
+        self._hands.tell(None, Leave(me.incarnation))
         with suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 for link in self._links.all:
@@ -158,7 +153,7 @@ class Node:
     def advance_epoch(self, reason: str) -> Epoch:
         """The leader's next epoch, for instance for a new plan; raises NoLeader elsewhere."""
         epoch = self._core.advance_epoch(self._now_s, reason)
-        self._carry_out()
+        self._hands.carry_out()
         if epoch is None:
             raise NoLeader("this device does not lead, or its disk refused to remember the epoch")
         return epoch
@@ -199,7 +194,7 @@ class Node:
             unsubscribe()
         return self.view
 
-    # --- carrying out ----------------------------------------------------------------------------
+    # --- time ------------------------------------------------------------------------------------
 
     @property
     def _now_s(self) -> float:
@@ -208,67 +203,6 @@ class Node:
     async def _end(self) -> None:
         await self._left.wait()
         raise _Left  # the way to end a TaskGroup from within
-
-    def _carry_out(self) -> None:
-        """Does what the core decided since the last time."""
-        for effect in self._core.take_effects():
-            match effect:
-                case Tell(peer, message):
-                    self._tell(peer, message)
-                case Emit(event):
-                    self._subscribers.tell(event)
-                case Cut(peer, reason):
-                    self._requests.fail(peer, f"{peer.short} is gone: {reason}")
-                    if self._links.close(peer, reason):
-                        self._subscribers.tell(LinkDown(self._now_s, reason, peer))
-                    self._look_for(peer)
-                case Forget(peer, reason):
-                    self._requests.fail(peer, f"{peer.short}: {reason}")
-                case Dial(peer, address):
-                    self._hints.add(address, peer, self._now_s)
-        if self._core.take_beat_due():
-            self._send_beats()
-        self._set_wake()
-
-    def _tell(self, peer: PeerId | None, message: Message) -> None:
-        data = encode_message(message)
-        if peer is None:
-            for link in self._links.all:
-                link.post(data)
-        elif (link_to := self._links.find(peer)) is not None:
-            link_to.post(data)
-
-    def _send_beats(self) -> None:
-        expected, asking = self._core.beaten(self._now_s)
-        for peers, expects in ((expected, True), (asking, False)):
-            links = [link for link in self._links.all if link.peer in peers]
-            data = encode_message(self._core.beat(expects=expects)) if links else b""
-            for link in links:
-                link.post_beat(data)
-
-    def _park_links(self) -> None:
-        """Asks for the end of the links that we dialled and have no more use for."""
-        for link in self._links.all:
-            is_old = self._now_s - link.since_s > KEEP_LINK_S
-            if is_old and link.channel.dialled and not self._is_used(link.peer):
-                self._hints.release(link.peer)
-                link.park(self._now_s)
-                link.post(encode_message(Park()))
-
-    def _is_used(self, peer: PeerId) -> bool:
-        return self._core.keeps(peer) or self._requests.is_busy_with(peer)
-
-    def _set_wake(self) -> None:
-        when_s = self._core.wake_s
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if when_s is not None:
-            self._wake = asyncio.get_running_loop().call_at(when_s, self._election_wake)
-
-    def _election_wake(self) -> None:
-        self._core.wake(self._now_s)
-        self._carry_out()
 
     async def _pulse(self) -> None:
         """Ticks each TICK_S, beats each BEAT_INTERVAL_S, and notices when it was kept from it."""
@@ -279,10 +213,10 @@ class Node:
             now_s = self._now_s
             self._core.is_stuck = self._is_stuck()
             self._core.tick(now_s, now_s - due_s)
-            self._carry_out()
+            self._hands.carry_out()
             if now_s >= beat_s:
-                self._send_beats()
-                self._park_links()
+                self._hands.send_beats()
+                self._hands.park_links()
                 beat_s = now_s + BEAT_INTERVAL_S - TICK_S / 2
             due_s = max(due_s, now_s - TICK_S)
 
@@ -290,7 +224,7 @@ class Node:
 
     def _refused(self, address: Address) -> None:
         self._core.refused(address, self._now_s)
-        self._carry_out()
+        self._hands.carry_out()
 
     def _stranger(self, address: Address, reason: str) -> None:
         self._subscribers.tell(Refused(self._now_s, reason, address))
@@ -300,22 +234,22 @@ class Node:
             self._subscribers.tell(LinkUp(self._now_s, f"greeted {link.hello.name}", link.peer))
         self._core.take_hello(link.hello, reachable(link), self._now_s)
         self._inbox.learn(link.hello.sightings, self._now_s)
-        self._carry_out()
+        self._hands.carry_out()
 
     def _link_down(self, peer: PeerId, reason: str) -> None:
         self._subscribers.tell(LinkDown(self._now_s, reason, peer))
         self._core.link_lost(peer, reason, self._now_s)
-        self._look_for(peer)
+        self._hands.look_for(peer)
         # What was asked may be lost with the link; whoever asked knows best whether to ask again.
         self._requests.fail(peer, f"{peer.short}: {reason}")
-        self._carry_out()
+        self._hands.carry_out()
 
     def _link_parked(self, peer: PeerId) -> None:
         """By one of its two ends, and neither misses it."""
         self._subscribers.tell(LinkDown(self._now_s, "it was of no use", peer))
         self._core.parked(peer)
         self._requests.fail(peer, f"{peer.short}: the link was parked")
-        self._carry_out()
+        self._hands.carry_out()
 
     def _link_retired(self, peer: PeerId) -> None:
         """What was asked on it and has no answer yet may never have arrived there."""
@@ -324,27 +258,15 @@ class Node:
             reason = f"{peer.short}: the link was replaced; ask again"
             self._requests.fail(peer, reason, before_s=current.since_s)
 
-    def _look_for(self, peer: PeerId) -> None:
-        """Dials where the peer was; one that always came to us is looked for all the same. The
-        gone of a crowd are looked for by turns, by all.
-        """
-        member = self.view.find(peer)
-        if self._core.is_crowd and (member is None or not member.is_here):
-            self._hints.release(peer)
-            return
-        if member is not None and member.address is not None:
-            self._hints.add(member.address, peer, self._now_s)
-        self._hints.lost(peer, self._now_s)
-
     def _take(self, link: ControlLink, message: Message) -> None:
         self._inbox.take(link, message, self._now_s)
-        self._carry_out()
+        self._hands.carry_out()
 
     async def _send(self, peer: PeerId, data: bytes) -> None:
         """Brings a request or notice to its link; raises LinkClosed if the peer is gone."""
         if not self.view.is_here(peer):
             raise LinkClosed(f"{peer.short} is not here")
         self._core.needs(peer, self._now_s)
-        self._carry_out()
+        self._hands.carry_out()
         link = await self._links.wait(peer)
         await link.send(data)

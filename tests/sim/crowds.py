@@ -53,9 +53,9 @@ def long_up(devices: int, seed: int = 0, loss: float = 0.0) -> Home:
         device.hints = ()
         device.start()
         assert device.node is not None
-        core = device.node._core
-        core.table = Membership(
-            core.table.me, {p: r for p, r in records.items() if p != device.peer}
+        members = device.node._core._members
+        members.table = Membership(
+            members.me, {p: r for p, r in records.items() if p != device.peer}
         )
     return home
 
