@@ -149,17 +149,17 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_are_refused_fast_and_small(name):
     """Reliability test 16."""
     bomb = bombs()[name]
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     with pytest.raises(ProtocolError):
         decode_message(bomb)
-    took_s = time.perf_counter() - began_s
+    took_s = time.thread_time() - began_s
     tracemalloc.start()
     with pytest.raises(ProtocolError):
         decode_message(bomb)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 8 << 20
-    assert took_s < 0.1  # 10 ms on an idle machine
+    assert took_s < 0.1  # of the processor; 10 ms on an idle machine
 
 
 def test_control_messages_are_bounded_in_size_items_and_depth():
