@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: real processes and weights, each fault once, in one home."""
+"""The short form of `make chaos`: real processes and weights, some faults once, in one home."""
 
 from __future__ import annotations
 
@@ -76,29 +76,10 @@ async def test_a_cable_out_in_mid_generation_costs_no_token(home: Home) -> None:
     assert record.detect_ms < 10_000
 
 
-async def test_a_leader_killed_in_the_middle_of_a_plan_leaves_one_plan(home: Home) -> None:
-    """Reliability test 3."""
-    record = await once(home, "mid-install")
-    assert record.leader_lost
-    assert record.elect_ms is not None
-
-
 async def test_a_device_that_stops_for_two_seconds_is_not_dead(home: Home) -> None:
     """Reliability test 6."""
     record = await once(home, "pause")
     assert record.detect_ms is None
-
-
-async def test_a_goodbye_is_heard_at_once_and_costs_no_token(home: Home) -> None:
-    """Reliability test 7."""
-    record = await once(home, "leave")
-    assert record.detect_ms is not None
-    assert record.detect_ms < 1500
-
-
-async def test_two_devices_killed_at_once_cost_no_token(home: Home) -> None:
-    """Reliability test 15."""
-    await once(home, "two-at-once")
 
 
 async def test_a_jump_of_the_wall_clock_is_no_sign_of_anything(home: Home) -> None:

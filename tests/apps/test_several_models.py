@@ -167,15 +167,17 @@ async def test_while_both_are_in_conversation_a_third_is_refused_by_name(town: T
     expected = await alone(town)
     refusals: list[str] = []
 
-    async def ask_for_more() -> None:
-        for model in (town.models[2], town.huge):
-            with pytest.raises(ApiError) as caught:
-                await generate(town.devices[1], model, PROMPT, 4)
-            refusals.append(str(caught.value))
+    async def refused(model: str) -> str:
+        with pytest.raises(ApiError) as caught:
+            await generate(town.devices[1], model, PROMPT, 4)
+        return str(caught.value)
+
+    async def ask_for_more() -> None:  # both at once, and early: the streams are short
+        refusals.extend(await asyncio.gather(refused(town.models[2]), refused(town.huge)))
 
     owner = town.devices[0]
     after = len(owner.events)
-    texts = await together(owner, town.models[:2], ask_for_more)
+    texts = await together(owner, town.models[:2], ask_for_more, at_token=1)
     busy, impossible = refusals
     assert "ada for 1 conversation" in busy
     assert "bob for 1 conversation" in busy
