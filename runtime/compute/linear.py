@@ -27,6 +27,7 @@ from runtime.compute.matrix import (
     fits,
     in_parts,
 )
+from runtime.compute.packed import pack, product
 from runtime.compute.precision import Precision
 from runtime.compute.torch_device import CPU, runs_loops
 from runtime.formats.gguf import Bytes, GGMLType
@@ -72,7 +73,7 @@ class Linear(nn.Module):
         super().__init__()
         self.rows, self.columns = rows, columns
         self.device = torch.get_default_device()
-        self.weight: nn.Parameter | None = None  # [rows, columns] fp32 or bf16, or else:
+        self.weight: nn.Parameter | None = None  # [rows, columns] fp32, packed, or bf16, or else:
         self.matrices: tuple[Matrix, ...] = ()  # rows of each, one below the other
         self.beside = (0, 0)  # columns of the matrices that have no inputs, before and behind
         self.bias = (
@@ -103,12 +104,14 @@ class Linear(nn.Module):
         for part in parts:
             _write(part, weight[first : first + part.rows], columns.beside)
             first += part.rows
+        if runs_loops(self.device) and dtype is torch.float32:
+            weight = pack(weight)
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is not None:
             if self.weight.dtype is x.dtype:
-                return F.linear(x, self.weight, self.bias)
+                return product(x, self.weight, self.bias)
             out = F.linear(x.to(self.weight.dtype), self.weight).to(x.dtype)
             return out if self.bias is None else out.add_(self.bias)
         flat = x.reshape(-1, self.columns)

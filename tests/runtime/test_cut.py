@@ -27,6 +27,7 @@ from runtime.models.encoder_block import EncoderLayer
 from runtime.models.spec import DecoderSpec
 from tests.runtime.holed_copy import holed_share
 from tests.runtime.models.hand_cut import randn, together
+from tests.runtime.plain import plain
 
 pytest.importorskip("transformers")
 
@@ -233,7 +234,7 @@ def test_a_device_needs_only_the_bytes_of_its_share(
 
 def state(layer: nn.Module) -> dict[str, bytes]:
     """All that it computes with."""
-    values = {name: value.numpy().tobytes() for name, value in layer.state_dict().items()}
+    values = {name: plain(value).numpy().tobytes() for name, value in layer.state_dict().items()}
     maps = {name: weights.numpy().tobytes() for name, weights in matrices(layer)}
     return values | maps
 

@@ -28,6 +28,7 @@ from runtime.models.spec import (
     NormKind,
     RopeSpec,
 )
+from tests.runtime.plain import plain
 
 SPEC = DecoderSpec(
     architecture="test",
@@ -130,7 +131,7 @@ class Plain:
     """The layer over all tokens [S, hidden] from position 0, token by token, head by head."""
 
     def __init__(self, block: Block, spec: DecoderSpec) -> None:
-        self.p = {name: tensor.double() for name, tensor in block.named_parameters()}
+        self.p = {name: plain(tensor).double() for name, tensor in block.named_parameters()}
         self.spec, self.layer = spec, spec.layers[block.index]
 
     def __call__(self, hidden: Tensor) -> Tensor:
