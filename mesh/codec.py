@@ -38,12 +38,12 @@ def encode(value: object) -> bytes:
     return data
 
 
-def decode(kind: Any, data: bytes | memoryview) -> Any:
+def decode(kind: Any, data: bytes | bytearray | memoryview) -> Any:
     """Reads a value of `kind` (a dataclass, or a union of dataclasses). Raises ProtocolError."""
     return from_plain(kind, unpack(data))
 
 
-def unpack(data: bytes | memoryview) -> Any:
+def unpack(data: bytes | bytearray | memoryview) -> Any:
     """Bounded msgpack: sizes, nesting, no extension types, no duplicate surprises."""
     if len(data) > MAX_CONTROL_BYTES:
         raise ProtocolError(f"control message of {len(data)} bytes; at most {MAX_CONTROL_BYTES}")

@@ -236,13 +236,13 @@ def encode_message(message: Message) -> bytes:
     return encode_union(message)
 
 
-def decode_message(data: bytes) -> Message:
+def decode_message(data: bytes | bytearray) -> Message:
     """Raises ProtocolError for whatever is not exactly one of ours."""
     message: Message = decode(Message, data)
     return message
 
 
-def decode_hello(data: bytes) -> Hello:
+def decode_hello(data: bytes | bytearray) -> Hello:
     """Reads a link's first message; raises VersionMismatch before it looks at later fields."""
     plain = unpack(data)
     if type(plain) is not list or len(plain) != 2 or plain[0] != "Hello":

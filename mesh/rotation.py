@@ -66,7 +66,7 @@ def encode_rekey(message: RekeyMessage) -> bytes:
     return encode_union(message)
 
 
-def decode_rekey(data: bytes) -> RekeyMessage:
+def decode_rekey(data: bytes | bytearray) -> RekeyMessage:
     """Raises ProtocolError."""
     message: RekeyMessage = decode(RekeyMessage, data)
     return message

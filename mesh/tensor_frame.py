@@ -158,7 +158,7 @@ def tiles(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, rows - first)
 
 
-def decode_frame(data: bytes | memoryview) -> TensorFrame:
+def decode_frame(data: bytes | bytearray | memoryview) -> TensorFrame:
     """Checks every bound before anything is allocated; raises ProtocolError and nothing else."""
     view = memoryview(data)
     if len(view) > MAX_TENSOR_FRAME_BYTES:

@@ -7,7 +7,7 @@ A line is one for everything else: it belongs to a route, and may be cut.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from mesh.ids import Address, PeerId
@@ -31,7 +31,7 @@ class Channel(Protocol):
     async def send(self, data: bytes) -> None:
         """Raises LinkClosed once the connection is known to be broken."""
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> bytes | bytearray:
         """The next message, at most MAX_CONTROL_BYTES; raises LinkClosed at the end."""
 
     async def close(self, reason: str) -> None:
@@ -57,12 +57,11 @@ class Transport(Protocol):
 class Line(Channel, Protocol):
     """One connection to one peer, on a route."""
 
-    @property
-    def query(self) -> Mapping[str, str]:
-        """Of the request that opened it, on the accepting side."""
-
     async def send(self, data: bytes | memoryview) -> None:
-        """Written at once and in order; returns when the network takes more. Raises LinkClosed."""
+        """Written at once and in order; returns when the network takes more. Raises LinkClosed.
+
+        The memory must not be written to afterwards.
+        """
 
     async def close(self, reason: str, code: int = 1000) -> None:
         """Like a channel's; `code` is a websocket's."""
@@ -81,8 +80,11 @@ class Routes(Protocol):
         *,
         max_bytes: int,
         admit: Callable[[PeerId], bool] = ...,
+        direct: bool = False,
     ) -> None:
-        """`handler` runs in a task per line, which is closed when it returns."""
+        """`handler` runs in a task per line, which is closed when it returns. `direct` is for many
+        large messages; then whoever dialled speaks first.
+        """
 
 
 class Dials(Protocol):
@@ -94,6 +96,9 @@ class Dials(Protocol):
         route: str,
         *,
         max_bytes: int,
-        query: Mapping[str, str] | None = None,
+        direct: bool = False,
     ) -> Line:
-        """Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch or LinkClosed."""
+        """`direct` is for many large messages; then this side speaks first.
+
+        Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch or LinkClosed.
+        """

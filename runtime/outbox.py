@@ -80,7 +80,8 @@ class Outbox:
         payload = rows.contiguous().numpy().data.cast("B")
         row_bytes = header.width * header.dtype.size_bytes
         for first, count in tiles(header.rows, row_bytes):
-            tile = replace(header, row=first, tile_rows=count)
+            is_whole = count == header.rows == header.tile_rows
+            tile = header if is_whole else replace(header, row=first, tile_rows=count)
             part = payload[first * row_bytes : (first + count) * row_bytes]
             if peer == self.me:
                 with suppress(ProtocolError):  # who waits for it was told; no link is to be closed

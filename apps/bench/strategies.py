@@ -79,8 +79,9 @@ def strategies_for(party: Party, *, exact: bool = True) -> list[Strategy]:
             found.append(_shared(f"sequence {how} {wire}", Split.SEQUENCE, wire, even=even))
             found.append(_shared(f"hybrid {how} {wire}", Split.HYBRID, wire, even=even))
         for tiles in range(2, MOST_TILES + 1):
-            name = f"hybrid {how} fp16, {tiles} tiles"
-            found.append(_shared(name, Split.HYBRID, Wire.FP16, even=even, tiles=tiles))
+            for split in (Split.SEQUENCE, Split.HYBRID):
+                name = f"{split} {how} fp16, {tiles} tiles"
+                found.append(_shared(name, split, Wire.FP16, even=even, tiles=tiles))
         found.append(_shared(f"megatron {how} fp16", Split.TENSOR, Wire.FP16, even=even))
     return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
 
 from apps.sim.clock import NOBODY, virtual_loop
 from apps.sim.network import FAST_S, Door
@@ -33,13 +32,11 @@ class End:
         *,
         dialled: bool,
         is_stream: bool,
-        query: Mapping[str, str] | None = None,
     ) -> None:
         self.door = door
         self.peer = peer
         self.remote = remote
         self.dialled = dialled
-        self.query = dict(query or {})
         self.open = True
         self.other: End = self
         self._is_stream = is_stream

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +62,7 @@ class SimTransport:
         *,
         max_bytes: int,
         admit: Callable[[PeerId], bool] = lambda peer: True,
+        direct: bool = False,
     ) -> None:
         self._routes[name] = _Route(handler, admit, is_line=True)
 
@@ -77,11 +78,11 @@ class SimTransport:
         route: str = CONTROL,
         *,
         max_bytes: int = 0,
-        query: Mapping[str, str] | None = None,
+        direct: bool = False,
     ) -> End:
         answer: asyncio.Future[End] = virtual_loop().create_future()
         for after_s in SYN_AGAIN_S:
-            self.network.later(after_s, self._knock, address, route, query, answer)
+            self.network.later(after_s, self._knock, address, route, answer)
         try:
             async with asyncio.timeout(SYN_AGAIN_S[-1] + 0.5):
                 return await answer
@@ -112,7 +113,6 @@ class SimTransport:
         self,
         address: Address,
         route: str,
-        query: Mapping[str, str] | None,
         answer: asyncio.Future[End],
     ) -> None:
         network, here, there = self.network, self.host.name, address.host
@@ -128,13 +128,12 @@ class SimTransport:
             refused = DialRefused(f"nobody listens at {address}")
             network.later(there_delay_s + back_s, _settle, answer, refused)
         elif not virtual_loop().is_stopped(there):  # a stopped process shakes no hands
-            network.later(there_delay_s, self._meet, target, route, query, answer, back_s)
+            network.later(there_delay_s, self._meet, target, route, answer, back_s)
 
     def _meet(
         self,
         target: Door,
         route: str,
-        query: Mapping[str, str] | None,
         answer: asyncio.Future[End],
         back_s: float,
     ) -> None:
@@ -147,7 +146,7 @@ class SimTransport:
         is_stream = route != CONTROL or not self.network.loses_for_good
         near = End(self, target.peer, target.address, dialled=True, is_stream=is_stream)
         from_here = Address(self.host.name, 40000)
-        far = End(target, self.peer, from_here, dialled=False, is_stream=is_stream, query=query)
+        far = End(target, self.peer, from_here, dialled=False, is_stream=is_stream)
         near.other, far.other = far, near
         target.serve(route, far)
         self.network.later(back_s, _settle, answer, near)

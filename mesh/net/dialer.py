@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections.abc import Mapping
+from typing import Literal, overload
 
 import aiohttp
 from yarl import URL
@@ -22,6 +22,8 @@ from mesh.errors import (
 )
 from mesh.ids import Address, PeerId
 from mesh.limits import CLOSE_TIMEOUT_S, DIAL_TIMEOUT_S, PROTOCOL_VERSION
+from mesh.net.direct import DirectWebsocket
+from mesh.net.upgrade import Upgraded, upgrade
 from mesh.net.websocket import Websocket
 from mesh.transport import Dials, Line
 from mesh.trust import MeshTrust
@@ -46,15 +48,21 @@ class Dialer:
         self._protocol = protocol
         self._session: aiohttp.ClientSession | None = None
 
+    @overload
     async def dial(
-        self,
-        address: Address,
-        route: str,
-        *,
-        max_bytes: int,
-        query: Mapping[str, str] | None = None,
-    ) -> Websocket:
+        self, address: Address, route: str, *, max_bytes: int, direct: Literal[False] = ...
+    ) -> Websocket: ...
+
+    @overload
+    async def dial(
+        self, address: Address, route: str, *, max_bytes: int, direct: bool = ...
+    ) -> Websocket | DirectWebsocket: ...
+
+    async def dial(
+        self, address: Address, route: str, *, max_bytes: int, direct: bool = False
+    ) -> Websocket | DirectWebsocket:
         """A websocket to whoever listens there, proved to be of this mesh, and not this device.
+        `direct` is for many large messages; then this side speaks first.
 
         Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch, OwnIdentity, or LinkClosed
         when it hung up in the middle.
@@ -64,43 +72,56 @@ class Dialer:
             host=address.host,
             port=address.port,
             path=f"/v{self._protocol}/{route}",
-            query=dict(query or {}),
         )
         trust = self.trust  # it may be replaced while we dial
         try:
             async with asyncio.timeout(self._timeout_s):
-                raw = await self._open_session().ws_connect(
-                    url,
-                    ssl=trust.client_context,
-                    headers={VERSION_HEADER: str(self._protocol)},
-                    compress=0,
-                    max_msg_size=max_bytes + 1,  # aiohttp takes what is smaller than this
-                    autoping=False,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
-                )
+                raw = await self._opened(url, trust, max_bytes, direct=direct)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _in_words(error, address, self._protocol, self._timeout_s) from None
-        return await self._authenticated(raw, address, trust)
+        try:
+            peer = trust.peer_of(raw.get_extra_info("ssl_object"))
+        except NotOfThisMesh:
+            await raw.close()
+            raise
+        websocket: Websocket | DirectWebsocket
+        if isinstance(raw, Upgraded):
+            websocket = DirectWebsocket(
+                raw.transport,
+                peer,
+                address,
+                dialled=True,
+                max_bytes=max_bytes,
+                release=raw.release,
+            )
+        else:
+            websocket = Websocket(raw, peer, address, dialled=True)
+        if peer == trust.peer:
+            await websocket.close("dialled itself")
+            raise _own_identity(address)
+        trust.opened(websocket)
+        return websocket
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def _authenticated(
-        self, raw: aiohttp.ClientWebSocketResponse, address: Address, trust: MeshTrust
-    ) -> Websocket:
-        try:
-            peer = trust.peer_of(raw.get_extra_info("ssl_object"))
-        except NotOfThisMesh:
-            await raw.close()
-            raise
-        websocket = Websocket(raw, peer, address, dialled=True)
-        if peer == trust.peer:
-            await websocket.close("dialled itself")
-            raise _own_identity(address)
-        trust.opened(websocket)
-        return websocket
+    async def _opened(
+        self, url: URL, trust: MeshTrust, max_bytes: int, *, direct: bool
+    ) -> aiohttp.ClientWebSocketResponse | Upgraded:
+        headers = {VERSION_HEADER: str(self._protocol)}
+        if direct:
+            return await upgrade(self._open_session(), url, trust.client_context, headers)
+        return await self._open_session().ws_connect(
+            url,
+            ssl=trust.client_context,
+            headers=headers,
+            compress=0,
+            max_msg_size=max_bytes + 1,  # aiohttp takes what is smaller than this
+            autoping=False,
+            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
+        )
 
     def _open_session(self) -> aiohttp.ClientSession:
         """Made at the first dial, since it belongs to the running loop."""
@@ -120,10 +141,10 @@ async def dial_peer(
     peer: PeerId,
     *,
     max_bytes: int,
-    query: Mapping[str, str],
+    direct: bool = False,
 ) -> Line:
     """Like `dial`, for a peer already known: another device at its address is a LinkError."""
-    websocket = await dialer.dial(address, route, max_bytes=max_bytes, query=query)
+    websocket = await dialer.dial(address, route, max_bytes=max_bytes, direct=direct)
     if websocket.peer != peer:
         await websocket.close("dialled for another device")
         raise LinkError(f"{address} is now {websocket.peer.short}, expected {peer.short}")

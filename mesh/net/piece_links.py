@@ -61,7 +61,7 @@ class PieceServer:
     def __init__(self, server: Routes, read: Read, *, admit: Callable[[PeerId], bool]) -> None:
         """`read` returns at most MAX_PIECE_BYTES, or raises a PotluckError that says why not."""
         self._read = read
-        server.route(PIECE_ROUTE, self._serve, max_bytes=_REQUEST.size, admit=admit)
+        server.route(PIECE_ROUTE, self._serve, max_bytes=_REQUEST.size, admit=admit, direct=True)
 
     async def _serve(self, websocket: Line) -> None:
         try:
@@ -93,7 +93,7 @@ class PieceLink:
     async def dial(cls, dialer: Dials, address: Address, peer: PeerId) -> Self:
         """Raises LinkError or VersionMismatch."""
         websocket = await dial_peer(
-            dialer, address, PIECE_ROUTE, peer, max_bytes=MAX_ANSWER_BYTES, query={}
+            dialer, address, PIECE_ROUTE, peer, max_bytes=MAX_ANSWER_BYTES, direct=True
         )
         return cls(websocket)
 
@@ -110,13 +110,13 @@ class PieceLink:
         await self._websocket.close(reason)
 
 
-def _decode_request(data: bytes) -> PieceRequest:
+def _decode_request(data: bytes | bytearray) -> PieceRequest:
     if len(data) != _REQUEST.size:
         raise ProtocolError(f"a piece request has {_REQUEST.size} bytes; {len(data)} came")
     return PieceRequest(*_REQUEST.unpack(data))
 
 
-def _decode_answer(data: bytes) -> PieceAnswer:
+def _decode_answer(data: bytes | bytearray) -> PieceAnswer:
     if len(data) < _ANSWER.size:
         raise ProtocolError(f"an answer has at least {_ANSWER.size} bytes; {len(data)} came")
     number, refused = _ANSWER.unpack_from(data)

@@ -127,9 +127,7 @@ async def ask_peer(
     Raises LinkError, ProtocolError, TimeoutError, or RotationRefused in the other's words.
     """
     async with asyncio.timeout(ROTATE_TIMEOUT_S):
-        websocket = await dial_peer(
-            dialer, address, REKEY_ROUTE, peer, max_bytes=MAX_CONTROL_BYTES, query={}
-        )
+        websocket = await dial_peer(dialer, address, REKEY_ROUTE, peer, max_bytes=MAX_CONTROL_BYTES)
         try:
             await websocket.send(encode_rekey(question))
             answer = decode_rekey(await websocket.receive())

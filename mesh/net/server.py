@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -27,11 +28,12 @@ from mesh.limits import (
     TLS_HANDSHAKE_TIMEOUT_S,
 )
 from mesh.net.dialer import OWN_IDENTITY_STATUS, REASON_HEADER, VERSION_HEADER
+from mesh.net.direct import DirectWebsocket
 from mesh.net.sockets import Gate, ListeningSocket, open_sockets
 from mesh.net.websocket import Websocket
 from mesh.trust import MeshTrust
 
-Handler = Callable[[Websocket], Awaitable[None]]
+Handler = Callable[[Any], Awaitable[None]]  # of a Websocket, or a DirectWebsocket
 OnRefused = Callable[[str, str], None]
 
 _ACCEPT_PAUSE_S = 0.1  # after accept failed, as it does when the process has no descriptor left
@@ -42,6 +44,7 @@ class _Route:
     handler: Handler
     max_bytes: int
     admit: Callable[[PeerId], bool]
+    direct: bool
 
 
 class WebsocketServer:
@@ -74,7 +77,7 @@ class WebsocketServer:
         self._gate = Gate()
         self._sockets: tuple[ListeningSocket, ...] = ()
         self._waiting: dict[object, asyncio.Event] = {}  # TLS is done, the request is not here yet
-        self._open: dict[Websocket, PeerId] = {}
+        self._open: dict[Websocket | DirectWebsocket, PeerId] = {}
         self._http: web.Server | None = None
         self._listening: asyncio.Task[None] | None = None
 
@@ -95,9 +98,12 @@ class WebsocketServer:
         *,
         max_bytes: int,
         admit: Callable[[PeerId], bool] = lambda peer: True,
+        direct: bool = False,
     ) -> None:
-        """`handler` runs in a task per websocket, which is closed when it returns."""
-        self._routes[name] = _Route(handler, max_bytes, admit)
+        """`handler` runs in a task per websocket, which is closed when it returns. `direct` is for
+        many large messages; then whoever dialled speaks first.
+        """
+        self._routes[name] = _Route(handler, max_bytes, admit, direct)
 
     async def start(self) -> Address:
         """Binds every host to one port; raises ConfigError if it is taken."""
@@ -220,7 +226,14 @@ class WebsocketServer:
         await raw.prepare(request)
         assert request.transport is not None
         host, port = request.transport.get_extra_info("peername")[:2]
-        websocket = Websocket(raw, peer, Address(host, port), dialled=False, query=request.query)
+        remote = Address(host, port)
+        websocket: Websocket | DirectWebsocket
+        if route.direct:
+            websocket = DirectWebsocket(
+                request.transport, peer, remote, dialled=False, max_bytes=route.max_bytes
+            )
+        else:
+            websocket = Websocket(raw, peer, remote, dialled=False)
         self._open[websocket] = peer
         trust.opened(websocket)
         try:

@@ -1,10 +1,11 @@
 """A one-way run of tensor frames that survives its connections: nothing lost, nothing twice.
 
-The sender numbers its frames and keeps each until the receiver has acknowledged it. The receiver
-names, in the request that opens the websocket, the stream it knows and the number it wants next;
-the sender answers with a start message, sends again what was not acknowledged, and goes on.
+The sender numbers its frames and keeps each until the receiver has acknowledged it. The receiver,
+which has dialled, names the stream it knows and the number it wants next; the sender answers with a
+start message, sends again what was not acknowledged, and goes on.
 
-    request      ?stream=<16 hex digits>&next=<number>   or nothing, when it knows no stream
+    resume       stream id (8 bytes), number wanted next (8 bytes); or nothing, when it knows no
+                 stream                                  receiver to sender
     start        stream id (8 bytes), number of the first frame to come (8 bytes)
     frame        number (8 bytes), header, payload           sender to receiver
     acknowledge  number wanted next (8 bytes), and for each frame below it since the last one, how
@@ -20,12 +21,17 @@ import asyncio
 import contextlib
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import CHANCE, PeerId
-from mesh.limits import FRAMES_IN_FLIGHT, FRAMES_PER_ACK, MAX_TENSOR_FRAME_BYTES
+from mesh.limits import (
+    FRAMES_IN_FLIGHT,
+    FRAMES_PER_ACK,
+    HELLO_TIMEOUT_S,
+    MAX_TENSOR_FRAME_BYTES,
+)
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
 from mesh.transport import Line
 
@@ -129,9 +135,10 @@ class SendStream:
         if self._serving is not None:
             self._serving.abort("replaced by a newer link")
         self._serving, self._websocket = websocket, None
-        resume = self._resume(websocket.query)
-        self._acknowledge(resume)
         try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                resume = self._resume(await websocket.receive())
+            self._acknowledge(resume)
             await websocket.send(_START.pack(self._id, resume))
             await self._resend(websocket)
             while True:
@@ -139,6 +146,8 @@ class SendStream:
         except ProtocolError as error:
             await websocket.close(str(error))
             raise LinkClosed(str(error)) from None
+        except TimeoutError:
+            raise LinkClosed(f"{self.peer.short} did not say where to go on") from None
         finally:
             if self._serving is websocket:
                 self._serving = self._websocket = None
@@ -171,15 +180,16 @@ class SendStream:
             )
         return message
 
-    def _resume(self, query: Mapping[str, str]) -> int:
+    def _resume(self, wanted: bytes | bytearray) -> int:
         """Where to go on: where the receiver wants, if it speaks of this stream and what is kept;
         else at the oldest frame kept, since the receiver has started afresh.
         """
-        wanted = query.get("next", "")
-        if query.get("stream") != self._id.hex() or not (wanted.isascii() and wanted.isdigit()):
+        if len(wanted) not in (0, _START.size):
+            raise ProtocolError(f"a resume message has {_START.size} bytes; {len(wanted)} came")
+        stream_id, number = _START.unpack(wanted) if wanted else (b"", 0)
+        if stream_id != self._id or not self._acknowledged <= number <= self._next:
             return self._acknowledged
-        number = int(wanted[:20])
-        return number if self._acknowledged <= number <= self._next else self._acknowledged
+        return int(number)
 
     async def _resend(self, websocket: Line) -> None:
         """Everything kept, in order; only then may `put` write to this connection itself."""
@@ -193,7 +203,7 @@ class SendStream:
             self._websocket = websocket
             self._notify()
 
-    def _read(self, data: bytes) -> tuple[int, list[float]]:
+    def _read(self, data: bytes | bytearray) -> tuple[int, list[float]]:
         """The number of an acknowledgement, and the ages of the frames that it is for."""
         if len(data) < _NUMBER.size:
             raise ProtocolError(f"an acknowledgement of {len(data)} bytes has no number")
@@ -240,9 +250,9 @@ class ReceiveStream:
         self._is_asked = False  # one of them wants to be acknowledged at once
 
     @property
-    def query(self) -> dict[str, str]:
-        """For the next dial."""
-        return {} if self._id is None else {"stream": self._id.hex(), "next": str(self._wanted)}
+    def resume(self) -> bytes:
+        """What the next connection begins with."""
+        return b"" if self._id is None else _START.pack(self._id, self._wanted)
 
     @property
     def is_due(self) -> bool:
@@ -255,18 +265,18 @@ class ReceiveStream:
         self._came_s, self._is_asked = [], False
         return _NUMBER.pack(self._wanted) + b"".join(map(_AGE.pack, ages))
 
-    def start(self, data: bytes) -> None:
+    def start(self, data: bytes | bytearray) -> None:
         """Takes the peer's start message; another stream id is another run of the peer."""
         if len(data) != _START.size:
             raise ProtocolError(f"a start message has {_START.size} bytes; {len(data)} came")
         stream_id, number = _START.unpack(data)
         if stream_id == self._id and number > self._wanted:
             raise ProtocolError(f"the stream starts at frame {number}, {self._wanted} is wanted")
-        self._came_s, self._is_asked = [], False  # the request has told of all that had come
+        self._came_s, self._is_asked = [], False  # the resume message has told of all that had come
         if stream_id != self._id:
             self._id, self._wanted = stream_id, number
 
-    def take(self, data: bytes) -> TensorFrame | None:
+    def take(self, data: bytes | bytearray) -> TensorFrame | None:
         """The next frame, or None for one seen before. Whatever it raises, `skip` passes over."""
         if len(data) < PREFIX_BYTES:
             raise ProtocolError(f"frame of {len(data)} bytes: shorter than its number")

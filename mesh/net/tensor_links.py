@@ -23,10 +23,10 @@ from mesh.limits import (
 )
 from mesh.net.acknowledger import Acknowledger
 from mesh.net.dialer import dial_peer
+from mesh.net.ending import BadMessage
 from mesh.net.probe import LinkMeasure, measure_stream
 from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, OnSent, SendStream
 from mesh.net.tensor_link import Link, LinkStats
-from mesh.net.websocket import BadMessage
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
 from mesh.transport import Dials, Line, Routes
 
@@ -78,6 +78,7 @@ class TensorLinks:
             self._serve,
             max_bytes=MAX_STREAM_MESSAGE_BYTES,
             admit=lambda peer: self.admit(peer),
+            direct=True,
         )
 
     async def __aenter__(self) -> Self:
@@ -131,6 +132,9 @@ class TensorLinks:
         disconnected. Raises LinkClosed if it is, or no room came within `timeout_s`.
         """
         stream = self._sending(peer)
+        if timeout_s is None:
+            await stream.put(header, payload)
+            return
         try:
             async with asyncio.timeout(timeout_s):
                 await stream.put(header, payload)
@@ -204,9 +208,10 @@ class TensorLinks:
             TENSOR_ROUTE,
             peer,
             max_bytes=MAX_STREAM_MESSAGE_BYTES,
-            query=link.receive.query,
+            direct=True,
         )
         try:
+            await websocket.send(link.receive.resume)
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 link.receive.start(await websocket.receive())
             link.receiving = True

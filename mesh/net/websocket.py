@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import Mapping
 
 from aiohttp import ClientWebSocketResponse, WSCloseCode, WSMessage, WSMsgType
 from aiohttp.client_exceptions import ClientError
 from aiohttp.http_websocket import WebSocketError
 from aiohttp.web import WebSocketResponse
 
-from mesh.errors import LinkClosed
 from mesh.ids import Address, PeerId
 from mesh.limits import CLOSE_TIMEOUT_S, MAX_CLOSE_REASON_BYTES
+from mesh.net.ending import BadMessage, Ending
 
 
-class BadMessage(LinkClosed):
-    """The other side sent what no version of ours would send, so the link was closed."""
-
-
-class Websocket:
+class Websocket(Ending):
     """Whole binary messages to and from one peer."""
 
     def __init__(
@@ -35,31 +29,9 @@ class Websocket:
         remote: Address,
         *,
         dialled: bool,
-        query: Mapping[str, str] | None = None,
     ) -> None:
-        self.query = dict(query or {})  # of the request that opened it, on the accepting side
+        super().__init__(peer, remote, raw.get_extra_info("socket"), dialled=dialled)
         self._raw = raw
-        self._socket: socket.socket | None = raw.get_extra_info("socket")
-        self._peer = peer
-        self._remote = remote
-        self._dialled = dialled
-        self._closed = asyncio.Event()
-        self._reason = ""
-
-    @property
-    def peer(self) -> PeerId:
-        """Who is at the other end, proved by its certificate."""
-        return self._peer
-
-    @property
-    def remote(self) -> Address:
-        """Where the other end is; its listening port only if this side dialled."""
-        return self._remote
-
-    @property
-    def dialled(self) -> bool:
-        """True on the side that opened the connection."""
-        return self._dialled
 
     async def send(self, data: bytes | memoryview) -> None:
         """Written at once and in order; returns when the socket takes more. Raises LinkClosed."""
@@ -105,33 +77,9 @@ class Websocket:
         finally:
             self._cut()
 
-    def abort(self, reason: str) -> None:
-        """Ends the connection without a word to the other side."""
-        self._end(reason)
-        self._cut()
-
-    async def wait_closed(self) -> str:
-        """Returns, with the reason, when either side has closed or the connection broke."""
-        await self._closed.wait()
-        return self._reason
-
     async def _refused(self, message: WSMessage) -> BadMessage:
         """A message too large, a broken frame, or text: aiohttp has closed it, or we do."""
         what = str(message.data) if message.type is WSMsgType.ERROR else message.type.name.lower()
         reason = f"the other side sent no message of ours ({what})"
         await self.close(reason, code=WSCloseCode.UNSUPPORTED_DATA)
-        return BadMessage(f"link with {self._peer.short} at {self._remote}: {self._reason}")
-
-    def _end(self, reason: str) -> None:
-        if not self._closed.is_set():
-            self._reason = reason
-            self._closed.set()
-
-    def _ended(self) -> LinkClosed:
-        return LinkClosed(f"link with {self._peer.short} at {self._remote}: {self._reason}")
-
-    def _cut(self) -> None:
-        """Whatever still waits on a peer that will not read again is freed by this."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        return BadMessage(self._in_words())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.compute import packed
@@ -12,6 +12,7 @@ from runtime.compute.packed import can_pack, pack, product
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch, or this processor, packs no weights")
+@settings(deadline=None)
 @given(st.integers(0, 70), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_the_same_as_with_plain_weights(
     count: int, rows: int, columns: int, is_biased: bool

@@ -102,11 +102,13 @@ async def test_an_answer_that_is_none_is_refused(answer: bytes) -> None:
     async with device(SECRET) as sender, device(SECRET) as receiver:
 
         async def nonsense(websocket: object) -> None:
+            await websocket.receive()  # type: ignore[attr-defined]
             await websocket.send(answer)  # type: ignore[attr-defined]
             await asyncio.sleep(DEADLINE_S)
 
         sender.server.route(PIECE_ROUTE, nonsense, max_bytes=100)
         link = await PieceLink.dial(receiver.dialer, sender.address, sender.peer)
+        await link.ask(PieceRequest(0, COLLECTION, 0))
         with pytest.raises(ProtocolError):
             await link.receive()
         await link.close("done")

@@ -20,6 +20,7 @@ from mesh.limits import (
     MAX_TENSOR_PEERS,
     TENSOR_TILE_BYTES,
 )
+from mesh.net.direct import DirectWebsocket
 from mesh.net.server import WebsocketServer
 from mesh.net.stream import (
     MAX_STREAM_MESSAGE_BYTES,
@@ -51,6 +52,23 @@ def payload(width: int, position: int) -> memoryview:
 
 async def send(sender: Device, receiver: Device, width: int, position: int) -> None:
     await sender.links.send(receiver.peer, header(width, position), payload(width, position))
+
+
+async def dial_tensors(here: Device, there: Device) -> DirectWebsocket:
+    """The connection alone, without what TensorLinks makes of it."""
+    return await here.dialer.dial(
+        there.address, TENSOR_ROUTE, max_bytes=MAX_STREAM_MESSAGE_BYTES, direct=True
+    )
+
+
+@pytest.mark.parametrize("resume", [b"x", bytes(START_BYTES - 1), bytes(START_BYTES + 1)])
+async def test_who_wants_to_go_on_at_no_place_is_told_why(resume: bytes):
+    async with device(SECRET) as one, device(SECRET) as two:
+        await one.links.connect(two.peer, two.address)
+        websocket = await dial_tensors(two, one)
+        await websocket.send(resume)
+        with pytest.raises(LinkClosed, match="a resume message has 16 bytes"):
+            await websocket.receive()
 
 
 def assert_all_once_in_order(receiver: Device, sender: Device, count: int) -> None:
@@ -310,11 +328,11 @@ async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
     third = asyncio.Event()
 
     async def serve(websocket) -> None:
-        asked.append(websocket.query)
+        asked.append(bytes(await websocket.receive()))
         if len(asked) == 3:
             third.set()
         await websocket.send(b"rogue000" + (0).to_bytes(8, "little"))
-        number = int(websocket.query.get("next", 0)).to_bytes(8, "little")
+        number = asked[-1][8:] or bytes(8)
         await websocket.send(number + bad[8:] if bad[:8] == bytes(8) else bad)
         try:
             await websocket.receive()
@@ -334,9 +352,9 @@ async def test_garbage_costs_one_connection_and_is_not_asked_for_again(bad):
         await here.links.connect(rogue.peer, server.address)
         await third.wait()
         assert asked[:3] == [
-            {},
-            {"stream": b"rogue000".hex(), "next": "1"},
-            {"stream": b"rogue000".hex(), "next": "2"},
+            b"",
+            b"rogue000" + (1).to_bytes(8, "little"),
+            b"rogue000" + (2).to_bytes(8, "little"),
         ]
         assert not here.frames
         assert here.links.stats(rogue.peer).refused_frames >= 2
@@ -355,7 +373,7 @@ async def test_a_wrong_start_of_a_stream_is_redialled_slowly(start):
     dials = asyncio.Semaphore(0)
 
     async def serve(websocket) -> None:
-        first = not websocket.query
+        first = not await websocket.receive()
         right = b"rogue000" + bytes(8) if first else start
         await websocket.send(right)
         dials.release()
@@ -377,12 +395,8 @@ async def test_a_wrong_start_of_a_stream_is_redialled_slowly(start):
 async def test_a_wrong_acknowledgement_closes_the_link(answer):
     rogue_trust = MeshTrust(Identity.generate(), SECRET)
     async with device(SECRET) as here, device(SECRET, identity=rogue_trust.identity) as rogue:
-        websocket = await rogue.dialer.dial(
-            here.address,
-            TENSOR_ROUTE,
-            max_bytes=MAX_STREAM_MESSAGE_BYTES,
-            query={"stream": "zz", "next": "-1"},
-        )
+        websocket = await dial_tensors(rogue, here)
+        await websocket.send(bytes(START_BYTES))
         assert len(await websocket.receive()) == START_BYTES
         await here.links.connect(rogue.peer, rogue.address)
         await here.links.send(rogue.peer, header(1), memoryview(b"x"))
@@ -397,13 +411,9 @@ async def test_a_resume_beyond_what_was_sent_starts_at_the_oldest_frame_kept():
         await one.links.connect(two.peer, two.address)
         await send(one, two, 10, 0)
         stream = one.links._sending(two.peer)
-        for resume in ("5", "99999999999999999999999", "x"):
-            websocket = await two.dialer.dial(
-                one.address,
-                TENSOR_ROUTE,
-                max_bytes=MAX_STREAM_MESSAGE_BYTES,
-                query={"stream": stream._id.hex(), "next": resume},
-            )
+        for resume in (2, (1 << 64) - 1):
+            websocket = await dial_tensors(two, one)
+            await websocket.send(stream._id + resume.to_bytes(8, "little"))
             assert await websocket.receive() == stream._id + bytes(8)
             assert (await websocket.receive())[:8] == bytes(8)
 
@@ -413,9 +423,8 @@ async def test_a_newer_link_replaces_an_older_one():
         await one.links.connect(two.peer, two.address)
         ends = []
         for _ in range(3):
-            end = await two.dialer.dial(
-                one.address, TENSOR_ROUTE, max_bytes=MAX_STREAM_MESSAGE_BYTES
-            )
+            end = await dial_tensors(two, one)
+            await end.send(b"")
             await end.receive()
             ends.append(end)
         for end in ends[:2]:
