@@ -149,6 +149,11 @@ class Installer:
         if self._standing[plan.model].plan.plan_id != plan.plan_id:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
 
+    async def without_share(self) -> None:
+        """Returns when this device has no share of a plan in force."""
+        while any(one.plan.layers_of(self._me) is not None for one in self._standing.values()):
+            await self._switched.wait()
+
     # --- switching; nothing here waits ------------------------------------------------------------
 
     def _switch(self, one: InForce, ready: Ready | None) -> None:
@@ -158,13 +163,13 @@ class Installer:
         if old is not None:
             idle_s = min(idle_s, self._idle_s(old))
             before = self._pipeline.end(old.plan.plan_id)
-        if ready is not None:
-            if plan.head:
-                self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
-            index = plan.stage_of(self._me)
-            if index is not None:
-                post = Post(plan, index, ready.stage, ready.traffic)
-                self._pipeline.install(post, before)
+        index = plan.stage_of(self._me)
+        if ready is not None and plan.head:
+            self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
+        if ready is not None and index is not None:
+            self._pipeline.install(Post(plan, index, ready.stage, ready.traffic), before)
+        else:
+            self._pipeline.moving.part(before, None)
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
@@ -182,6 +187,10 @@ class Installer:
             stages=[[str(s.lead), s.layers.first, s.layers.last] for s in plan.stages],
         )
         self._meet(plan.devices)
+        self._tell_switched()
+
+    def _tell_switched(self) -> None:
+        """Whoever waits for another plan to be in force, or for one to be over, looks again."""
         self._switched.set()
         self._switched = asyncio.Event()
 
@@ -191,6 +200,7 @@ class Installer:
             if model not in models and one.plan.plan_id not in plans:
                 self._end(one.plan, "it is no longer in force")
                 del self._standing[model]
+                self._tell_switched()
 
     def _end(self, plan: Plan, why: str) -> None:
         words = f"the plan of {plan.model_name} is over: {why}"
@@ -210,7 +220,8 @@ class Installer:
 
     def _tidy(self) -> None:
         """Lets go of the weights that no plan has use for: of a model that left, of layers that
-        moved, of a plan that was prepared and given up.
+        moved, of a plan that was prepared and given up. Caches whose layers moved may stay a while
+        in what memory is left.
         """
         for model in list(self._holdings.models):
             standing = self._standing.get(model)
@@ -221,6 +232,9 @@ class Installer:
                 self._holdings.drop(model)
             else:
                 self._holdings.release(model, span, cut_of(standing.plan, self._me))
+        planned = (dict(one.plan.predicted.memory_bytes) for one in self._standing.values())
+        taken_bytes = sum(of.get(self._me, 0) for of in planned)
+        self._pipeline.moving.former.limit(max(0, self._holdings.memory_bytes - taken_bytes))
 
     def _make_room(self, model: ModelId) -> None:
         """Ends a model's old plan here before its commit: its sessions wait for the new one."""

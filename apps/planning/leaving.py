@@ -1,0 +1,49 @@
+"""The leaving: devices that said they are about to go, and how far it is with the plans without
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from apps.planning.messages import LeaveReply, Outcome
+from mesh.ids import PeerId
+
+
+class Leaving:
+    """As the leader knows it. Each is answered once, and planned without until it is gone."""
+
+    def __init__(self) -> None:
+        self._replies: dict[PeerId, asyncio.Future[LeaveReply]] = {}
+
+    @property
+    def out(self) -> dict[PeerId, str]:
+        """Who no plan is made with any more, and why."""
+        return dict.fromkeys(self._replies, "it is about to leave")
+
+    @property
+    def waiting(self) -> frozenset[PeerId]:
+        """Who serves until there are plans without it."""
+        return frozenset(one for one, reply in self._replies.items() if not reply.done())
+
+    async def enter(self, peer: PeerId) -> LeaveReply:
+        """Waits for the answer; who asks again waits for the same one."""
+        if peer not in self._replies:
+            self._replies[peer] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._replies[peer])
+
+    def answer(self, peer: PeerId, reply: LeaveReply) -> None:
+        future = self._replies.get(peer)
+        if future is not None and not future.done():
+            future.set_result(reply)
+
+    def forget(self, peer: PeerId) -> None:
+        """It is gone."""
+        self.answer(peer, LeaveReply(Outcome.OK, "it has left"))
+        self._replies.pop(peer, None)
+
+    def stop(self) -> None:
+        """This device no longer leads: they ask the next leader."""
+        for peer in list(self._replies):
+            self.answer(peer, LeaveReply(Outcome.RETRY, "this device no longer leads"))
+        self._replies.clear()
