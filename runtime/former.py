@@ -1,5 +1,5 @@
-"""Former layers: caches of layers that other devices have by now, kept until those have fetched
-them.
+"""Former layers: caches of layers that are others' by now, kept until those have fetched them, or
+until the layers are back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from mesh.ids import SessionId
+from mesh.ids import ModelId, SessionId
+from planner.plan import Span
 from runtime.kv_cache import LayerCache
 
 # A conversation that goes on asks within a second of the new plan; one whose owner is gone never.
@@ -18,8 +19,9 @@ KEPT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parted:
-    """Of one conversation, by its name in all sessions: the caches, by layer."""
+    """Of one conversation, by its name in all sessions: the caches, by layer of the model."""
 
+    model: ModelId
     name: SessionId
     caches: Mapping[int, LayerCache]
 
@@ -44,13 +46,25 @@ class Former:
             if not one.caches:
                 continue
             before = self._parted.pop(one.name, None)
-            both = Parted(one.name, {**(before.caches if before else {}), **one.caches})
-            self._parted[one.name] = both
+            caches = {**(before.caches if before else {}), **one.caches}
+            self._parted[one.name] = both = Parted(one.model, one.name, caches)
             asyncio.get_running_loop().call_later(KEPT_S, self._expire, both)
 
     def find(self, name: SessionId, layer: int) -> LayerCache | None:
         one = self._parted.get(name)
         return one.caches.get(layer) if one is not None else None
+
+    def take(self, model: ModelId, layers: Span) -> list[Parted]:
+        """What is kept of these layers, which this device has again; from now on it is not."""
+        taken = []
+        for one in [one for one in self._parted.values() if one.model == model]:
+            back = {layer: cache for layer, cache in one.caches.items() if layer in layers}
+            rest = {layer: cache for layer, cache in one.caches.items() if layer not in layers}
+            if back:
+                self.let_go(one.name)
+                self.keep([Parted(model, one.name, rest)])
+                taken.append(Parted(model, one.name, back))
+        return taken
 
     def let_go(self, name: SessionId) -> None:
         """The conversation has all that it needs elsewhere, or is over."""

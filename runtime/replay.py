@@ -158,7 +158,7 @@ class Replayed(ABC, Generic[T]):
                     held = await self.road.open(plan, self._opening(plan))
                     if self._paused:
                         reach("session.replaying")
-                    held = await self._moved(plan, held)
+                    held = await self._moved(lease, held)
                     async for answer in self._under(lease, held):
                         rounds = Rounds()
                         yield answer
@@ -173,14 +173,19 @@ class Replayed(ABC, Generic[T]):
             if self._paused:
                 await asyncio.sleep(rounds.pause_s)
 
-    async def _moved(self, plan: Plan, held: Sequence[Held]) -> Sequence[Held]:
-        """What the stages have once the caches of layers that moved are where those are now."""
-        former, total = self._former, self.rows_known
+    async def _moved(self, lease: Lease, held: Sequence[Held]) -> Sequence[Held]:
+        """What the stages have once the caches of layers that moved are where those are now.
+
+        Raises what ended the plan meanwhile; then they are still where they were.
+        """
+        plan, former, total = lease.plan, self._former, self.rows_known
         if former is not None and total and not self._afresh:
             found = moves(plan, held, former[0], total)
             stages = enumerate(held)
             fetching = [self._fetch(plan, index, one, found, total) for index, one in stages]
             held = await asyncio.gather(*fetching)
+            if lease.over is not None:
+                raise lease.over
         await self._let_go()
         self._former = plan, self.session_id
         return held

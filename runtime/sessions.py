@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mesh.errors import GenerationFailed
-from mesh.ids import SessionId
+from mesh.ids import ModelId, SessionId
 from planner.plan import Span
 from runtime.arrival import Tile
 from runtime.former import Parted
@@ -117,14 +117,26 @@ class Sessions:
         self._open.clear()
         return memories
 
-    def parting(self, kept: Span | None) -> list[Parted]:
+    def adopt(self, parted: Iterable[Parted]) -> None:
+        """Conversations go on here with caches that this device had kept of these layers."""
+        with self._lock:
+            for one in parted:
+                memory = self._kept.take(one.name)
+                if memory is None:
+                    empty = self._empty(self._spec.context)
+                    memory = Memory(one.name, empty, self._logs.begin(), is_paused=True)
+                for layer, cache in one.caches.items():
+                    memory.cache.layers[layer - self.span.first] = cache
+                self._kept.put(memory)
+
+    def parting(self, model: ModelId, kept: Span | None) -> list[Parted]:
         """Of the conversations that go on: the caches of the layers that are not of `kept`, which
         is what this device has for itself of the next plan.
         """
         with self._lock:
             going = [one.memory for one in self._open.values()]
             going += [memory for memory in self._kept if memory.is_paused]
-            return [Parted(one.name, one.besides(self.span, kept)) for one in going]
+            return [Parted(model, one.name, one.besides(self.span, kept)) for one in going]
 
     def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
         """That of a conversation which is open here, or paused."""

@@ -36,7 +36,8 @@ class HandOver:
         caches and all; after HAND_OVER_S; or at once where there are none, or nobody to go on.
         """
         count, clock = self._pipeline.conversations_besides(self._node.view.me), _clock()
-        if not count or len(self._node.view.alive) < 2:
+        is_needed = count > 0 or self._installer.has_vocabulary
+        if not is_needed or len(self._node.view.alive) < 2:
             return
         self._timeline.note("handing-over", f"handing over {count} conversation(s) to the others")
         why = f"it was not done within {HAND_OVER_S:.0f} s"

@@ -23,7 +23,7 @@ from planner.room import with_room
 from runtime.cut import cut_of
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
-from runtime.post import Post
+from runtime.post import Computing, Post
 from runtime.steps import Steps
 
 COMMIT_WAIT_S = 5.0  # an owner's wait for a plan that the leader has already called in force
@@ -149,6 +149,14 @@ class Installer:
         if self._standing[plan.model].plan.plan_id != plan.plan_id:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
 
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether a plan in force needs this device for rows of the vocabulary: whose conversations
+        these serve it does not know.
+        """
+        heads = (one.plan.head for one in self._standing.values())
+        return any(share.device == self._me for head in heads for share in head)
+
     async def without_share(self) -> None:
         """Returns when this device has no share of a plan in force."""
         while any(one.plan.layers_of(self._me) is not None for one in self._standing.values()):
@@ -169,7 +177,7 @@ class Installer:
         if ready is not None and index is not None:
             self._pipeline.install(Post(plan, index, ready.stage, ready.traffic), before)
         else:
-            self._pipeline.moving.part(before, None)
+            self._pipeline.moving.part(plan.model, before, None)
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
@@ -202,13 +210,15 @@ class Installer:
                 del self._standing[model]
                 self._tell_switched()
 
-    def _end(self, plan: Plan, why: str) -> None:
+    def _end(self, plan: Plan, why: str) -> Computing | None:
+        """Returns what `Pipeline.end` does."""
         words = f"the plan of {plan.model_name} is over: {why}"
-        self._pipeline.end(plan.plan_id, words)
+        before = self._pipeline.end(plan.plan_id, words)
         self._steps.interrupt(
             StaleEpoch(words),
             lambda leased: leased.plan_id == plan.plan_id,
         )
+        return before
 
     def _limit(self, room: Room) -> None:
         """Gives a plan in force more or less room; its conversations go on."""
@@ -237,10 +247,13 @@ class Installer:
         self._pipeline.moving.former.limit(max(0, self._holdings.memory_bytes - taken_bytes))
 
     def _make_room(self, model: ModelId) -> None:
-        """Ends a model's old plan here before its commit: its sessions wait for the new one."""
+        """Ends a model's old plan here before its commit: its sessions wait for the new one, and
+        their caches with them.
+        """
         old = self._standing.get(model)
         if old is not None:
-            self._end(old.plan, "this device makes room for the next one")
+            before = self._end(old.plan, "this device makes room for the next one")
+            self._pipeline.moving.part(model, before, None)
 
     # --- what is known ----------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ class Device:
             self.pipeline.heads.install(plan, share, checkpoint.spec.hidden_size)
         index = plan.stage_of(self.me)
         if index is None:
-            self.pipeline.moving.part(before, None)
+            self.pipeline.moving.part(plan.model, before, None)
             return
         span = plan.stages[index].layers
         cut = cut_of(plan, self.me).of_layers
@@ -220,6 +220,8 @@ class Room:
         self._plan = None
         gone = self.devices.pop(peer(number))
         gone.worker.close()
+        for plan in gone.plans.values():
+            gone.pipeline.end(plan)
         for device in self.devices.values():
             device.outbox.forget(peer(number))
             device.pipeline.forget(peer(number))
