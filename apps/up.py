@@ -96,6 +96,7 @@ async def _run(
             handing = asyncio.ensure_future(daemon.hand_over())
             await asyncio.wait([running, handing, hurrying], return_when=asyncio.FIRST_COMPLETED)
             handing.cancel()
+        if not running.done():
             await daemon.stop()
             if not as_json:
                 out.print("\nstopped; the others go on without this device")

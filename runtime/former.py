@@ -11,17 +11,23 @@ from typing import Final
 
 from mesh.ids import ModelId, SessionId
 from planner.plan import Span
+from runtime.compute.precision import Precision
 from runtime.kv_cache import LayerCache
 
 # A conversation that goes on asks within a second of the new plan; one whose owner is gone never.
 KEPT_S: Final = 30.0
 
 
+Weights = tuple[ModelId, Precision]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Parted:
-    """Of one conversation, by its name in all sessions: the caches, by layer of the model."""
+    """Of one conversation, by its name in all sessions: the caches that these weights gave, by the
+    layer of the model.
+    """
 
-    model: ModelId
+    weights: Weights
     name: SessionId
     caches: Mapping[int, LayerCache]
 
@@ -35,6 +41,7 @@ class Former:
 
     def __init__(self) -> None:
         self._parted: dict[SessionId, Parted] = {}  # the oldest first
+        self._timers: dict[SessionId, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()  # a new one after each time that something went
 
     def __len__(self) -> int:
@@ -45,30 +52,33 @@ class Former:
         for one in parted:
             if not one.caches:
                 continue
-            before = self._parted.pop(one.name, None)
+            before = self._parted.get(one.name)
             caches = {**(before.caches if before else {}), **one.caches}
-            self._parted[one.name] = both = Parted(one.model, one.name, caches)
-            asyncio.get_running_loop().call_later(KEPT_S, self._expire, both)
+            self._forget(one.name)
+            self._parted[one.name] = Parted(one.weights, one.name, caches)
+            loop = asyncio.get_running_loop()
+            self._timers[one.name] = loop.call_later(KEPT_S, self.let_go, one.name)
 
     def find(self, name: SessionId, layer: int) -> LayerCache | None:
         one = self._parted.get(name)
         return one.caches.get(layer) if one is not None else None
 
-    def take(self, model: ModelId, layers: Span) -> list[Parted]:
+    def take(self, weights: Weights, layers: Span) -> list[Parted]:
         """What is kept of these layers, which this device has again; from now on it is not."""
         taken = []
-        for one in [one for one in self._parted.values() if one.model == model]:
+        for one in [one for one in self._parted.values() if one.weights == weights]:
             back = {layer: cache for layer, cache in one.caches.items() if layer in layers}
             rest = {layer: cache for layer, cache in one.caches.items() if layer not in layers}
             if back:
                 self.let_go(one.name)
-                self.keep([Parted(model, one.name, rest)])
-                taken.append(Parted(model, one.name, back))
+                self.keep([Parted(weights, one.name, rest)])
+                taken.append(Parted(weights, one.name, back))
         return taken
 
     def let_go(self, name: SessionId) -> None:
         """The conversation has all that it needs elsewhere, or is over."""
-        if self._parted.pop(name, None) is not None:
+        if name in self._parted:
+            self._forget(name)
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -86,6 +96,6 @@ class Former:
         while self._parted:
             await self._changed.wait()
 
-    def _expire(self, one: Parted) -> None:
-        if self._parted.get(one.name) is one:
-            self.let_go(one.name)
+    def _forget(self, name: SessionId) -> None:
+        if self._parted.pop(name, None) is not None:
+            self._timers.pop(name).cancel()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from mesh.errors import MeshError, PotluckError, ProtocolError, StaleEpoch
-from mesh.ids import ModelId, PeerId, PlanId, SessionId
+from mesh.ids import PeerId, PlanId, SessionId
 from mesh.limits import MAX_TENSOR_BYTES
 from mesh.tensor_frame import DType, FrameHeader, Kind, TensorFrame
 from planner.plan import Span
@@ -52,12 +52,12 @@ class Moving:
         self._work = work
         self._refused = refused
 
-    def part(self, model: ModelId, before: Computing | None, kept: Span | None) -> None:
+    def part(self, before: Computing | None, kept: Span | None) -> None:
         """A plan is over under which this device had the stage `before` for itself; of the next
         one it has the layers `kept` for itself. The caches of the others wait to be fetched.
         """
         if before is not None:
-            self.former.keep(before.parting(model, kept))
+            self.former.keep(before.parting(kept))
 
     # --- who had a layer --------------------------------------------------------------------------
 

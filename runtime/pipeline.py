@@ -116,11 +116,10 @@ class Pipeline:
             post.stage.choose_with(chooser)
         group = group_of(post, self._outbox.me, self._outbox.post, self._worker.chores)
         solitude = Solitude(post.plan, post.index)
-        model, span = post.plan.model, post.stage.span
-        self.moving.part(model, before, span if group is None else None)
+        self.moving.part(before, post.stage.span if group is None else None)
         if group is None:  # a share of a stage is too little to go on from
             post.stage.follow(before, self.logs)
-            post.stage.adopt(self.moving.former.take(model, span))
+            post.stage.adopt(self.moving.former)
             post.stage.limit(post.plan.capacity.sessions)
         self._work[post.plan.plan_id] = Work(post, post.plan.capacity, group, solitude)
         self.meter.begin(post.plan.plan_id)

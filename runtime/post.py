@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mesh.errors import MeshError, ProtocolError
-from mesh.ids import ModelId, PeerId, SessionId
+from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind
 from planner.plan import Plan, Span
 from runtime.arrival import Arrival, Tile
 from runtime.assembly import Assembly, Expected
-from runtime.former import Parted
+from runtime.former import Former, Parted
 from runtime.history import History
 from runtime.kv_cache import LayerCache
 from runtime.logs import Logs
@@ -61,11 +61,11 @@ class Computing(Protocol):
     def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
         """Rows that went into a layer before. Raises GenerationFailed."""
 
-    def parting(self, model: ModelId, kept: Span | None) -> list[Parted]:
+    def parting(self, kept: Span | None) -> list[Parted]:
         """Caches of conversations that go on, of the layers that are others' from now on."""
 
-    def adopt(self, parted: Iterable[Parted]) -> None:
-        """Goes on with caches that were kept here of these layers."""
+    def adopt(self, former: Former) -> None:
+        """Goes on with what was kept here of these layers."""
 
     def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
         """A conversation's cache of one layer, for another device."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mesh.errors import GenerationFailed
-from mesh.ids import ModelId, SessionId
+from mesh.ids import SessionId
 from planner.plan import Span
 from runtime.arrival import Tile
-from runtime.former import Parted
+from runtime.former import Former, Parted, Weights
 from runtime.history import History
 from runtime.kv_cache import LayerCache, SessionCache
 from runtime.logs import Logs
@@ -47,9 +47,15 @@ class Sessions:
     """Which sessions a stage has, and what it remembers of others."""
 
     def __init__(
-        self, span: Span, blocks: Sequence[Block], spec: DecoderSpec, device: torch.device
+        self,
+        weights: Weights,
+        span: Span,
+        blocks: Sequence[Block],
+        spec: DecoderSpec,
+        device: torch.device,
     ) -> None:
         """`spec` says what a token's keys and values are, as the blocks have them."""
+        self._weights = weights
         self.span = span
         self._blocks = blocks
         self._spec = spec
@@ -117,10 +123,10 @@ class Sessions:
         self._open.clear()
         return memories
 
-    def adopt(self, parted: Iterable[Parted]) -> None:
-        """Conversations go on here with caches that this device had kept of these layers."""
+    def adopt(self, former: Former) -> None:
+        """Conversations go on here with what this device had kept of these layers."""
         with self._lock:
-            for one in parted:
+            for one in former.take(self._weights, self.span):
                 memory = self._kept.take(one.name)
                 if memory is None:
                     empty = self._empty(self._spec.context)
@@ -129,14 +135,14 @@ class Sessions:
                     memory.cache.layers[layer - self.span.first] = cache
                 self._kept.put(memory)
 
-    def parting(self, model: ModelId, kept: Span | None) -> list[Parted]:
+    def parting(self, kept: Span | None) -> list[Parted]:
         """Of the conversations that go on: the caches of the layers that are not of `kept`, which
         is what this device has for itself of the next plan.
         """
         with self._lock:
             going = [one.memory for one in self._open.values()]
             going += [memory for memory in self._kept if memory.is_paused]
-            return [Parted(model, one.name, one.besides(self.span, kept)) for one in going]
+            return [Parted(self._weights, one.name, one.besides(self.span, kept)) for one in going]
 
     def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
         """That of a conversation which is open here, or paused."""

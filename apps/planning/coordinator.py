@@ -193,7 +193,7 @@ class Coordinator:
 
     def _next(self, passed: Collection[ModelId]) -> Task | None:
         self._answer_served()
-        self._answer_leaving()
+        self._leaving.settle(self._ledger)
         self._ledger.shunned = frozenset(self._reserve.shunned())
         return next_task(
             self._ledger,
@@ -284,20 +284,13 @@ class Coordinator:
             if entry is not None:
                 self._waiting.answer(self._handed(entry), entry.wish.covers)
 
-    def _answer_leaving(self) -> None:
-        """Those whom no plan in force needs any more may go."""
-        self._ledger.leaving = self._leaving.waiting
-        needed = frozenset[PeerId]().union(*map(self._ledger.parts_of, self._ledger.entries))
-        for peer in self._leaving.waiting - needed:
-            self._leaving.answer(peer, LeaveReply(Outcome.OK, "no plan needs it any more"))
-
     def _give_up(self, task: Task, error: PlanError) -> None:
         """Tells those who wait for this model; the others' turn is next."""
         del self._failures[task.model]
         self._timeline.note("no-plan", str(error))
         entry, model = self._ledger.find(task.model), task.wish.model
-        for peer in self._ledger.parts_of(entry) if entry is not None else ():
-            self._leaving.answer(peer, LeaveReply(Outcome.IMPOSSIBLE, str(error)))
+        if entry is not None:
+            self._leaving.refuse(self._ledger.parts_of(entry), str(error))
         is_wanted = self._waiting.count(model) > 0
         if entry is not None and self._ledger.is_whole(entry, self._node.view.epoch):
             entry.considered, entry.as_of = self._present(), self._ledger.departures

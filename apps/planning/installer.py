@@ -177,7 +177,7 @@ class Installer:
         if ready is not None and index is not None:
             self._pipeline.install(Post(plan, index, ready.stage, ready.traffic), before)
         else:
-            self._pipeline.moving.part(plan.model, before, None)
+            self._pipeline.moving.part(before, None)
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
@@ -253,7 +253,7 @@ class Installer:
         old = self._standing.get(model)
         if old is not None:
             before = self._end(old.plan, "this device makes room for the next one")
-            self._pipeline.moving.part(model, before, None)
+            self._pipeline.moving.part(before, None)
 
     # --- what is known ----------------------------------------------------------------------------
 

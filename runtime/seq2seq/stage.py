@@ -7,19 +7,19 @@ decoder's layers alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mesh.errors import GenerationFailed
-from mesh.ids import ModelId, SessionId
+from mesh.ids import SessionId
 from planner.plan import Span
 from runtime.arrival import Tile
 from runtime.chosen import to_row
 from runtime.compute.torch_device import CPU
-from runtime.former import Parted
+from runtime.former import Former, Parted
 from runtime.heads.question import Choice, draw
 from runtime.history import History
 from runtime.kv_cache import LayerCache
@@ -112,11 +112,11 @@ class Seq2SeqStage:
         """Nothing is kept of what went into a layer."""
         raise GenerationFailed("a model with an encoder keeps no log; replay the session")
 
-    def parting(self, model: ModelId, kept: Span | None) -> list[Parted]:
+    def parting(self, kept: Span | None) -> list[Parted]:
         """Every plan begins with the source again, so nobody asks for its caches."""
         return []
 
-    def adopt(self, parted: Iterable[Parted]) -> None:
+    def adopt(self, former: Former) -> None:
         """There is never anything."""
 
     def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:

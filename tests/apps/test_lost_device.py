@@ -88,6 +88,33 @@ async def test_a_graceful_stop_costs_no_token(tiny_mesh: TinyMesh) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.xdist_group("tiny_mesh")
+async def test_a_second_ctrl_c_waits_for_no_hand_over(tiny_mesh: TinyMesh) -> None:
+    """The text goes on all the same."""
+    home, model = tiny_mesh.home, tiny_mesh.model
+    expected = await generate(home.devices[0], model, "the mat", 100)
+    status = await mesh_status(tiny_mesh)
+    leaver = next(d for d in home.devices[1:] if d.device_id in plan_devices(status))
+    before = len(leaver.events)
+
+    async def hurry() -> None:
+        leaver.send_signal(signal.SIGINT)
+        await leaver.wait_event(
+            lambda event: event["event"] == "handing-over", after=before, timeout_s=10
+        )
+        leaver.send_signal(signal.SIGINT)
+        await leaver.wait_event(
+            lambda event: event["event"] == "leaving", after=before, timeout_s=2
+        )
+
+    generation = await generate_and(home.devices[0], model, "the mat", 100, 5, hurry)
+    assert generation.token_ids == expected.token_ids
+    await leaver.stop()
+    await leaver.start()
+    await home.settled()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.xdist_group("tiny_mesh")
 async def test_when_nothing_can_hold_the_model_the_client_hears_why(tiny_mesh: TinyMesh) -> None:
     """Reliability test 15: two of three lost, and one cannot hold the model. One clear error, and
     all is well when they return.

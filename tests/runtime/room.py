@@ -134,7 +134,7 @@ class Device:
             self.pipeline.heads.install(plan, share, checkpoint.spec.hidden_size)
         index = plan.stage_of(self.me)
         if index is None:
-            self.pipeline.moving.part(plan.model, before, None)
+            self.pipeline.moving.part(before, None)
             return
         span = plan.stages[index].layers
         cut = cut_of(plan, self.me).of_layers

@@ -18,6 +18,7 @@ from mesh.tensor_frame import DType, Kind, TensorFrame
 from planner.plan import Span
 from runtime import former as former_module
 from runtime import moving as moving_module
+from runtime.compute.precision import Precision
 from runtime.former import Former, Parted
 from runtime.kv_cache import LayerCache
 from runtime.session import Session
@@ -298,7 +299,7 @@ def parted(name: str, *layers: int) -> Parted:
     for layer in layers:
         caches[layer] = LayerCache(1, 4, None, 64)
         caches[layer].append(0, torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
-    return Parted(ModelId("0" * 64), SessionId(name * 32), caches)
+    return Parted((ModelId("0" * 64), Precision.FP32), SessionId(name * 32), caches)
 
 
 async def test_the_oldest_goes_where_memory_is_short() -> None:
@@ -316,6 +317,18 @@ async def test_the_oldest_goes_where_memory_is_short() -> None:
     assert not waiting.done()
     former.let_go(SessionId("b" * 32))
     await waiting
+
+
+async def test_layers_that_are_back_are_taken_with_the_very_same_weights_alone() -> None:
+    former = Former()
+    former.keep([parted("a", 1, 2, 3), parted("b", 1)])
+    assert not former.take((ModelId("0" * 64), Precision.INT8), Span(0, 4))
+    assert not former.take((ModelId("1" * 64), Precision.FP32), Span(0, 4))
+    taken = former.take((ModelId("0" * 64), Precision.FP32), Span(0, 3))
+    assert {one.name[0]: set(one.caches) for one in taken} == {"a": {1, 2}, "b": {1}}
+    assert former.find(SessionId("a" * 32), 3) is not None
+    assert former.find(SessionId("a" * 32), 2) is None
+    assert len(former) == 1
 
 
 async def test_nothing_is_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
