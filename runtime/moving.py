@@ -59,6 +59,11 @@ class Moving:
         if before is not None:
             self.former.keep(before.parting(kept))
 
+    def limit(self, memory_bytes: int) -> None:
+        """Beside the caches in use there is so much memory for those that wait to be fetched."""
+        in_use = sum(work.post.stage.cache_bytes for work in self._work.values())
+        self.former.limit(max(0, memory_bytes - in_use))
+
     # --- who had a layer --------------------------------------------------------------------------
 
     async def give(self, peer: PeerId, asked: AskCache) -> int:

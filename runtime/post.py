@@ -71,6 +71,10 @@ class Computing(Protocol):
         """A conversation's cache of one layer, for another device."""
 
     @property
+    def cache_bytes(self) -> int:
+        """What its caches take by now."""
+
+    @property
     def cache_width(self) -> int:
         """How many numbers a layer keeps of a token; 0 where caches stay where they are."""
 

@@ -153,6 +153,13 @@ class Sessions:
         return layers[layer - self.span.first] if layers is not None else None
 
     @property
+    def cache_bytes(self) -> int:
+        """What the caches take by now that are open, or kept."""
+        with self._lock:
+            memories = [*self._kept, *(opened.memory for opened in self._open.values())]
+            return sum(one.cache.size_bytes for one in memories)
+
+    @property
     def cache_width(self) -> int:
         """How many numbers a layer keeps of a token."""
         return 2 * self._spec.kv_heads * self._spec.head_dim

@@ -242,9 +242,8 @@ class Installer:
                 self._holdings.drop(model)
             else:
                 self._holdings.release(model, span, cut_of(standing.plan, self._me))
-        planned = (dict(one.plan.predicted.memory_bytes) for one in self._standing.values())
-        taken_bytes = sum(of.get(self._me, 0) for of in planned)
-        self._pipeline.moving.former.limit(max(0, self._holdings.memory_bytes - taken_bytes))
+        # For a moment, so caches count as they are, and not as large as they may become.
+        self._pipeline.moving.limit(self._holdings.memory_bytes - self._holdings.size_bytes)
 
     def _make_room(self, model: ModelId) -> None:
         """Ends a model's old plan here before its commit: its sessions wait for the new one, and

@@ -123,6 +123,11 @@ class Seq2SeqStage:
         return None
 
     @property
+    def cache_bytes(self) -> int:
+        """Not asked for, since none of them is ever kept for others."""
+        return 0
+
+    @property
     def cache_width(self) -> int:
         return 0
 
