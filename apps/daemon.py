@@ -159,13 +159,21 @@ class Daemon:
         record = {"pid": os.getpid(), "api_port": self.api_port, "addresses": addresses}
         write_private(self.folder.daemon, json.dumps(record).encode())
 
+    async def hand_over(self) -> None:
+        """Before `stop`: the others' conversations go on without this device. Takes a while, and
+        may be cancelled.
+        """
+        await self._engine.hand_over.run()
+
     async def stop(self) -> None:
         """Says goodbye, so that the others need not find out, and ends `run`."""
+        self.timeline.note("leaving", "this device says goodbye")
         await self.node.leave()
         self._left.set()
 
     async def _leave(self) -> None:
         """Stops, and forgets the mesh for good."""
+        await self.hand_over()
         await self._trusting.say_goodbye()
         await self.node.leave()
         self._credentials.erase()

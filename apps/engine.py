@@ -22,6 +22,7 @@ from apps.models.use import ModelUse
 from apps.opener import Opener
 from apps.peer_links import PeerLinks
 from apps.planning.coordinator import Coordinator
+from apps.planning.handover import HandOver
 from apps.planning.installer import Installer
 from apps.planning.member import MemberRole
 from apps.planning.messages import BLAME_DEVICE, Blame
@@ -99,6 +100,7 @@ class Engine:
             self._meet,
         )
         self.coordinator = Coordinator(node, timeline)
+        self.hand_over = HandOver(node, self.installer, self.pipeline, timeline)
         self.opener = Opener(node, self.library, self.installer, self.steps, timeline, settings)
         self.use = ModelUse(self.installer, self.holdings, self.models.fetcher)
         profiles = Profiles(

@@ -1,4 +1,8 @@
-"""`potluck up`: one device in the mesh, in the foreground, until Ctrl-C or SIGTERM."""
+"""`potluck up`: one device in the mesh, in the foreground, until Ctrl-C or SIGTERM.
+
+The first of these hands over what goes through the device, for a few seconds at most; a second one
+ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,9 @@ SPOKEN = {
     "loaded",
     "plan",
     "evicted",
+    "handing-over",
+    "handed-over",
+    "not-handed-over",
     "room",
     "no-plan",
     "resumed",
@@ -77,14 +84,18 @@ async def _run(
             _greet(out, daemon, is_new=is_new)
 
     running = asyncio.ensure_future(daemon.run(ready))
-    stopped = asyncio.Event()
+    stopped, hurried = asyncio.Event(), asyncio.Event()
     speaking = asyncio.ensure_future(_speak(daemon, out, as_json=as_json))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    stopping = asyncio.ensure_future(stopped.wait())
+        loop.add_signal_handler(number, lambda: (hurried if stopped.is_set() else stopped).set())
+    stopping, hurrying = (asyncio.ensure_future(one.wait()) for one in (stopped, hurried))
     try:
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            handing = asyncio.ensure_future(daemon.hand_over())
+            await asyncio.wait([running, handing, hurrying], return_when=asyncio.FIRST_COMPLETED)
+            handing.cancel()
         if not running.done():
             await daemon.stop()
             if not as_json:
@@ -97,7 +108,7 @@ async def _run(
             raise
         raise refusal from None
     finally:
-        for task in (speaking, stopping, running):
+        for task in (speaking, stopping, hurrying, running):
             task.cancel()
 
 

@@ -43,6 +43,7 @@ class Kind(IntEnum):
     PIECE = 11  # [rows, width], between the devices of a stage
     GIVEN_UP = 12  # [1, n] uint8, between the devices of a stage: a turn is over, and why
     AGAIN = 13  # [1, 2] int32, owner to a stage: a layer, and how many rows that went into it
+    CACHE = 14  # [rows, 2 x heads x size] float32, to who has a layer now from who had it before
 
     @property
     def is_source(self) -> bool:
@@ -102,7 +103,7 @@ class FrameHeader:
 
     A source has no place of its own. Where a decoder is to speak about it, `position` is that of
     the first token that is chosen; else the number of the source. A step that goes `until` a layer
-    is computed again by those before it alone; 0: by all.
+    is computed again by those before it alone; 0: by all. A cache is of the layer before `until`.
     """
 
     epoch: Epoch

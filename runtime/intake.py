@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 from mesh.errors import GenerationFailed, ProtocolError, StaleEpoch
 from mesh.ids import PeerId, PlanId
-from mesh.tensor_frame import FrameHeader, TensorFrame
+from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
 from runtime.complaints import Complaints
 from runtime.heads.desk import HeadDesk
 from runtime.meter import Meter
+from runtime.moving import Moving
 from runtime.turns import Waiting
 from runtime.work import Work
 
@@ -27,6 +28,7 @@ class Intake:
         me: PeerId,
         work: Mapping[PlanId, Work],
         heads: HeadDesk,
+        moving: Moving,
         meter: Meter,
         complaints: Complaints,
         refused: Counter[str],
@@ -37,6 +39,7 @@ class Intake:
         self._me = me
         self._work = work
         self._heads = heads
+        self._moving = moving
         self._meter = meter
         self._complaints = complaints
         self._refused = refused
@@ -67,6 +70,9 @@ class Intake:
             self._refused["closed conversation"] += 1
             return None
         try:
+            if frame.header.kind is Kind.CACHE:
+                self._moving.on_frame(peer, frame, conversation)
+                return None
             return work.receive(peer, frame, conversation)
         except ProtocolError as error:
             # The owner sends the step again; the link is closed by whoever called us.

@@ -124,6 +124,37 @@ class LayerCache:
         visible = slice(seen - rows.first, self.end - rows.first)
         return rows.keys[:, visible], rows.values[:, visible], seen
 
+    def packed(self, end: int) -> tuple[int, Tensor]:
+        """For another device: the oldest position still held, and what is there and behind it, up
+        to `end` if it has come so far, as [N, 2 x K x D]: a token's keys, then its values.
+        """
+        end, rows = min(end, self.end), self._rows
+        held = slice(0, max(0, end - rows.first))
+        both = torch.stack((rows.keys[:, held], rows.values[:, held]))  # [2, K, N, D]
+        return rows.first, both.permute(2, 0, 1, 3).flatten(1).cpu()
+
+    def begin(self, first: int, count: int) -> None:
+        """Forgets everything, and makes room for `count` tokens from `first` on, for `unpack`.
+
+        Raises GenerationFailed for a full context, and where the next one would find too little.
+        """
+        if first > self._oldest(first + count):
+            raise GenerationFailed(
+                f"a cache that begins at token {first} is of no use at {first + count}"
+            )
+        if first + count > self.context:
+            raise GenerationFailed(f"{first + count} tokens are more than {self.context}")
+        nothing = slice(0, 0)
+        keys, values = self._rows.keys[:, nothing], self._rows.values[:, nothing]
+        self._rows, self.end = _Rows(keys, values, first, lent=first), first
+        self.reserve(first, count)
+
+    def unpack(self, rows: Tensor) -> None:
+        """Appends tokens [N, 2 x K x D] as another device packed them."""
+        heads, size = self.shape
+        keys, values = rows.view(len(rows), 2, heads, size).permute(1, 2, 0, 3)  # [K, N, D] each
+        self.append(self.end, keys, values)
+
     def reserve(self, position: int, count: int) -> None:
         """Makes room for `count` tokens at `position`; appending them then allocates nothing.
 

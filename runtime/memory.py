@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from mesh.ids import SessionId
 from planner.plan import Span
-from runtime.kv_cache import SessionCache
+from runtime.kv_cache import LayerCache, SessionCache
 from runtime.logs import Log, Logs
 from runtime.prefix import common_tokens
 from runtime.refill import Held
@@ -27,6 +27,7 @@ class Memory:
     # Of the stage before this one: rows that entered `inner_layer`, which is ours by now.
     inner: Log | None = None
     inner_layer: int = 0
+    is_paused: bool = False  # it goes on under the next plan
 
     def held(self, span: Span) -> Held:
         """What the owner is told of it."""
@@ -34,6 +35,11 @@ class Memory:
         layers = self.cache.layers
         least = max((one.least for one in layers), default=0)
         return Held(tuple(one.end for one in layers), least, layer, log.first, log.end)
+
+    def besides(self, span: Span, kept: Span | None) -> Mapping[int, LayerCache]:
+        """By layer, those of its caches, which are of the layers `span`, that are not of `kept`."""
+        caches = enumerate(self.cache.layers, span.first)
+        return {layer: one for layer, one in caches if kept is None or layer not in kept}
 
     def given(self, span: Span, layer: int, first: int, count: int) -> Tensor | None:
         """Rows [count, hidden] that go into a layer; None where they are not in a log."""

@@ -23,6 +23,7 @@ from runtime.heads.desk import HeadDesk
 from runtime.intake import Intake
 from runtime.logs import Logs
 from runtime.meter import Meter
+from runtime.moving import Moving
 from runtime.outbox import Outbox
 from runtime.post import Computing, Post
 from runtime.refill import Held
@@ -58,8 +59,15 @@ class Pipeline:
         self._outbox = outbox
         self._complaints = Complaints(report, blame)
         self._work: dict[PlanId, Work] = {}
+        self.moving = Moving(worker, outbox, self._work, self.refused)
         self._intake = Intake(
-            outbox.me, self._work, self.heads, self.meter, self._complaints, self.refused
+            outbox.me,
+            self._work,
+            self.heads,
+            self.moving,
+            self.meter,
+            self._complaints,
+            self.refused,
         )
         self._waiting: list[Waiting] = []  # whole steps, the oldest first
         self._more = asyncio.Event()
@@ -74,6 +82,12 @@ class Pipeline:
         """How many of them go through one plan."""
         work = self._work.get(plan)
         return len(work.post.conversations) if work else 0
+
+    def conversations_besides(self, owner: PeerId) -> int:
+        """How many of them are others' than this owner's."""
+        posts = [work.post for work in self._work.values()]
+        opened = [one.opened for post in posts for one in post.conversations.values()]
+        return sum(one.owner != owner for one in opened)
 
     def used_s(self, plan: PlanId) -> float | None:
         """When a conversation of the plan last came or went here, in the loop's time."""
@@ -102,8 +116,10 @@ class Pipeline:
             post.stage.choose_with(chooser)
         group = group_of(post, self._outbox.me, self._outbox.post, self._worker.chores)
         solitude = Solitude(post.plan, post.index)
+        self.moving.part(before, post.stage.span if group is None else None)
         if group is None:  # a share of a stage is too little to go on from
             post.stage.follow(before, self.logs)
+            post.stage.adopt(self.moving.former)
             post.stage.limit(post.plan.capacity.sessions)
         self._work[post.plan.plan_id] = Work(post, post.plan.capacity, group, solitude)
         self.meter.begin(post.plan.plan_id)
@@ -120,8 +136,10 @@ class Pipeline:
         work = self._work.pop(plan, None)
         if work is not None and work.group is not None:
             work.group.abandon(StaleEpoch(why or "the plan is over"))
-        for conversation in work.post.conversations.values() if work and why else ():
-            self._complaints.fail(conversation.opened, why, lost=True)
+        for conversation in work.post.conversations.values() if work else ():
+            conversation.give_up(StaleEpoch(why or "the plan is over"))
+            if why:
+                self._complaints.fail(conversation.opened, why, lost=True)
         return work.post.stage if work is not None and work.group is None else None
 
     def limit(self, plan: PlanId, room: Capacity) -> None:
@@ -154,6 +172,7 @@ class Pipeline:
         their way between the two of us may be lost: their owners, who may see it still, are told.
         """
         self.heads.forget(peer)
+        self.moving.forget(peer, StaleEpoch(f"{peer.short} is gone"))
         for work in self._work.values():
             work.forget(peer, self._now_s)
             if peer in work.post.plan.devices:

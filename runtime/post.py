@@ -9,12 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mesh.errors import ProtocolError
+from mesh.errors import MeshError, ProtocolError
 from mesh.ids import PeerId, SessionId
 from mesh.tensor_frame import DType, FrameHeader, Kind
 from planner.plan import Plan, Span
+from runtime.arrival import Arrival, Tile
 from runtime.assembly import Assembly, Expected
+from runtime.former import Former, Parted
 from runtime.history import History
+from runtime.kv_cache import LayerCache
 from runtime.logs import Logs
 from runtime.refill import Held
 from runtime.sampling import Sampling
@@ -58,6 +61,29 @@ class Computing(Protocol):
     def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
         """Rows that went into a layer before. Raises GenerationFailed."""
 
+    def parting(self, kept: Span | None) -> list[Parted]:
+        """Caches of conversations that go on, of the layers that are others' from now on."""
+
+    def adopt(self, former: Former) -> None:
+        """Goes on with what was kept here of these layers."""
+
+    def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
+        """A conversation's cache of one layer, for another device."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """What its caches take by now."""
+
+    @property
+    def cache_width(self) -> int:
+        """How many numbers a layer keeps of a token; 0 where caches stay where they are."""
+
+    def fill(self, session: SessionId, layer: int, tile: Tile) -> None:
+        """Takes what another device had in its cache. Raises GenerationFailed."""
+
+    def held(self, session: SessionId) -> Held:
+        """What is here of an open session by now."""
+
     def limit(self, places: int) -> None:
         """From now on at most so many caches stay in memory."""
 
@@ -71,6 +97,12 @@ class Conversation:
 
     opened: OpenSession
     assembly: Assembly | None = None
+    arrival: Arrival | None = None  # of a layer's cache, while one is asked for
+
+    def give_up(self, error: MeshError) -> None:
+        """Nothing more will come of a cache that is asked for."""
+        if self.arrival is not None:
+            self.arrival.fail(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Refilling: which layers compute which rows again, so that a conversation goes on under a plan.
 
-After a loss some stages still have their caches and some do not. What a layer lacks is computed
-from the log of the device with the layer before it (`runtime.logs`), or from the owner's tokens;
-the layers that have it do nothing. Pure: what the stages say goes in, what is to be done comes out.
+After a loss or a move some stages have their caches and some do not. What a layer lacks is fetched
+from the device that had the layer before, if that is still there; else it is computed from the log
+of the device with the layer in front of it (`runtime.logs`), or from the owner's tokens; the layers
+that have it do nothing. Pure: what the stages say goes in, what is to be done comes out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.errors import ProtocolError
+from mesh.ids import PeerId
 from planner.plan import Plan, Span
 
 MAX_LAYERS: Final = 1024  # of one stage in an answer; the deepest models have some 130
@@ -56,6 +58,34 @@ class Refill:
 
     until: int
     runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Layers of a stage whose caches the `giver` had under the former plan."""
+
+    stage: int
+    layers: Span
+    giver: PeerId
+
+
+def moves(plan: Plan, held: Sequence[Held], former: Plan, total: int) -> tuple[Move, ...]:
+    """What can be fetched of what is lacking, of `total` tokens that all layers had under the
+    former plan: that is cheaper than to compute it. Stages of several devices keep what they have.
+    """
+    found: list[Move] = []
+    for index, (one, stage) in enumerate(zip(held, plan.stages, strict=True)):
+        if len(stage.shares) > 1 or len(one.layers) != len(stage.layers):
+            continue
+        for layer, tokens in enumerate(one.layers, stage.layers.first):
+            before = former.stages[stage_with(former, layer)]
+            if tokens >= total or len(before.shares) > 1 or before.lead == stage.lead:
+                continue
+            first = layer
+            if found and found[-1] == Move(index, Span(found[-1].layers.first, layer), before.lead):
+                first = found.pop().layers.first
+            found.append(Move(index, Span(first, layer + 1), before.lead))
+    return tuple(found)
 
 
 def in_common(held: Sequence[Held]) -> Held:

@@ -17,8 +17,8 @@ from mesh.errors import Busy, GenerationFailed, MeshError, PlanReplaced, Potluck
 from mesh.fault_points import reach
 from mesh.ids import PeerId, SessionId
 from planner.plan import Plan, Span
-from runtime.refill import Held
-from runtime.session_messages import OpenSession
+from runtime.refill import Held, Move, moves
+from runtime.session_messages import CloseSession, FetchCaches, OpenSession
 from runtime.steps import Answer, Lease, StepAnswer, Steps
 from runtime.traffic import Traffic
 
@@ -49,12 +49,11 @@ class Road(Protocol):
         Returns what each stage has of the conversation already.
         """
 
-    async def close(
-        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
-    ) -> None:
-        """Frees what `open` took, which holds the tokens that `prefix` names; never raises. What
-        is only `paused` goes on under another plan.
-        """
+    async def fetch(self, plan: Plan, stage: int, request: FetchCaches) -> Held | None:
+        """Lets a stage fetch caches; what it has then. None where nothing came of it."""
+
+    async def close(self, plan: Plan, request: CloseSession) -> None:
+        """Frees what `open` took, and what is kept for other devices; never raises."""
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         """The work pauses: all that the stages knew of it will be computed again."""
@@ -105,6 +104,8 @@ class Replayed(ABC, Generic[T]):
     _paused: bool = field(default=False, init=False)
     _settled: bool = field(default=False, init=False)  # the last step sent has been answered
     _afresh: bool = field(default=False, init=False)  # what the stages have may be why one failed
+    # Under which all layers had all, as far as it had come, and as what session.
+    _former: tuple[Plan, SessionId] | None = field(default=None, init=False)
 
     @property
     @abstractmethod
@@ -120,6 +121,11 @@ class Replayed(ABC, Generic[T]):
     @abstractmethod
     def rows_replayed(self) -> int:
         """How many rows were computed again under this plan, by some layers or by all."""
+
+    @property
+    def rows_known(self) -> int:
+        """How many tokens each layer should have; 0 where their caches stay where they are."""
+        return 0
 
     @property
     def layers_replayed(self) -> tuple[Span, ...]:
@@ -152,6 +158,7 @@ class Replayed(ABC, Generic[T]):
                     held = await self.road.open(plan, self._opening(plan))
                     if self._paused:
                         reach("session.replaying")
+                    held = await self._moved(lease, held)
                     async for answer in self._under(lease, held):
                         rounds = Rounds()
                         yield answer
@@ -162,10 +169,51 @@ class Replayed(ABC, Generic[T]):
                 rounds = rounds.after(error)
                 self._afresh = rounds.failed > 0
             finally:
-                left, paused = self._left_behind(), self._paused and not self._afresh
-                await self.road.close(plan, self.session_id, left, paused=paused)
+                await self._close(plan)
             if self._paused:
                 await asyncio.sleep(rounds.pause_s)
+
+    async def _moved(self, lease: Lease, held: Sequence[Held]) -> Sequence[Held]:
+        """What the stages have once the caches of layers that moved are where those are now.
+
+        Raises what ended the plan meanwhile; then they are still where they were.
+        """
+        plan, former, total = lease.plan, self._former, self.rows_known
+        if former is not None and total and not self._afresh:
+            found = moves(plan, held, former[0], total)
+            stages = enumerate(held)
+            fetching = [self._fetch(plan, index, one, found, total) for index, one in stages]
+            held = await asyncio.gather(*fetching)
+            if lease.over is not None:
+                raise lease.over
+        await self._let_go()
+        self._former = plan, self.session_id
+        return held
+
+    async def _fetch(
+        self, plan: Plan, index: int, held: Held, found: Sequence[Move], total: int
+    ) -> Held:
+        """What a stage has once it has fetched what it lacks of `total` tokens."""
+        for move in found:
+            if move.stage == index:
+                request = FetchCaches(plan.plan_id, self.session_id, move.layers, move.giver, total)
+                held = await self.road.fetch(plan, index, request) or held
+        return held
+
+    async def _close(self, plan: Plan) -> None:
+        """The stages of a plan need not know the session any more; perhaps the conversation."""
+        paused = self._paused and not self._afresh
+        name = None if self._paused else self.conversation
+        closing = CloseSession(self.session_id, self._left_behind(), paused, name)
+        await self.road.close(plan, closing)
+        if not self._paused and self._former is not None and self._former[0] is not plan:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Nobody asks any more for what was kept of the conversation under the former plan."""
+        if self._former is not None:
+            plan, session = self._former
+            await self.road.close(plan, CloseSession(session, conversation=self.conversation))
 
     async def _answer(self, answer: Answer) -> StepAnswer:
         self._settled = False

@@ -71,6 +71,12 @@ class Session(Replayed[Chosen]):
         return self._rows_replayed
 
     @property
+    def rows_known(self) -> int:
+        if self.wanted.source is not None:
+            return 0  # under each plan its source is read again
+        return len(self.wanted.prompt) + len(self.generated) - 1  # the last one is sent at any rate
+
+    @property
     def layers_replayed(self) -> tuple[Span, ...]:
         return self._layers_replayed
 

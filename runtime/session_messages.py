@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from mesh.errors import ProtocolError
 from mesh.ids import Epoch, PeerId, PlanId, SessionId
+from mesh.limits import MAX_TENSOR_DIM
+from planner.plan import Span
 from runtime.history import MAX_HISTORY_BYTES
 from runtime.prefix import DIGEST_BYTES, MAX_BLOCKS
 from runtime.sampling import Sampling
 
 OPEN_SESSION = "session.open"
 CLOSE_SESSION = "session.close"
+FETCH_CACHES = "session.fetch_caches"
+ASK_CACHE = "session.ask_cache"
 STEP_FAILED = "session.step_failed"
 
 
@@ -50,15 +54,52 @@ class CloseSession:
     """From the owner to each stage: the conversation's caches may go.
 
     With a `prefix`, the chain of the tokens that they hold, a stage may keep them for another;
-    where it is only `paused`, until the next plan.
+    where it is only `paused`, until the next plan. What a device still has of the `conversation`
+    for layers that are others' by now may go as well.
     """
 
     session: SessionId
     prefix: bytes = b""
     paused: bool = False
+    conversation: SessionId | None = None
 
     def __post_init__(self) -> None:
         _check_chain(self.prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchCaches:
+    """From the owner to a stage: what these layers lack of a conversation, the `giver` has, which
+    had the layers before; of at most so many `tokens`. Answered with `Held`.
+    """
+
+    plan: PlanId
+    session: SessionId
+    layers: Span
+    giver: PeerId
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AskCache:
+    """From the device that has a layer to the one that had it: the cache of a conversation, in
+    frames of this epoch, plan and session. Answered with how many tokens come; 0: it has none.
+    """
+
+    epoch: Epoch
+    plan: PlanId
+    session: SessionId
+    conversation: SessionId
+    layer: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _check_tokens(self.tokens)
+        if not 0 <= self.layer < MAX_TENSOR_DIM:
+            raise ProtocolError(f"layer {self.layer} is beyond any model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +110,11 @@ class StepFailed:
     session: SessionId
     reason: str
     lost: bool  # the step is right, but the next device is gone: the plan is over
+
+
+def _check_tokens(tokens: int) -> None:
+    if not 0 < tokens <= MAX_TENSOR_DIM:
+        raise ProtocolError(f"a cache has 1 to {MAX_TENSOR_DIM} tokens; {tokens} were asked for")
 
 
 def _check_chain(chain: bytes) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor
 from mesh.errors import GenerationFailed
 from mesh.ids import SessionId
 from planner.plan import Span
+from runtime.arrival import Tile
+from runtime.former import Former, Parted, Weights
 from runtime.history import History
-from runtime.kv_cache import SessionCache
+from runtime.kv_cache import LayerCache, SessionCache
 from runtime.logs import Logs
 from runtime.memory import Kept, Memory, recalled
 from runtime.models.block import Block
@@ -34,6 +36,7 @@ class Open:
     held: int = 0  # tokens that all layers have, and that no turn under way takes back
     computing: bool = False  # in the worker's thread, right now
     kept_as: bytes = b""  # the chain under which its cache is kept when that is over
+    coming: LayerCache | None = None  # of one layer, from another device, until it is whole
 
     @property
     def cache(self) -> SessionCache:
@@ -44,9 +47,15 @@ class Sessions:
     """Which sessions a stage has, and what it remembers of others."""
 
     def __init__(
-        self, span: Span, blocks: Sequence[Block], spec: DecoderSpec, device: torch.device
+        self,
+        weights: Weights,
+        span: Span,
+        blocks: Sequence[Block],
+        spec: DecoderSpec,
+        device: torch.device,
     ) -> None:
         """`spec` says what a token's keys and values are, as the blocks have them."""
+        self._weights = weights
         self.span = span
         self._blocks = blocks
         self._spec = spec
@@ -80,6 +89,7 @@ class Sessions:
             self._open.pop(session, None)
             name = session if name is None else name
             memory, held = self._recalled(name, prefix, context, afresh)
+            memory.is_paused = False
             memory.cache.limit(context)
             self._open[session] = Open(memory, sampling, history, prefix, held)
             self.limit(places)
@@ -113,6 +123,74 @@ class Sessions:
         self._open.clear()
         return memories
 
+    def adopt(self, former: Former) -> None:
+        """Conversations go on here with what this device had kept of these layers."""
+        with self._lock:
+            for one in former.take(self._weights, self.span):
+                memory = self._kept.take(one.name)
+                if memory is None:
+                    empty = self._empty(self._spec.context)
+                    memory = Memory(one.name, empty, self._logs.begin(), is_paused=True)
+                for layer, cache in one.caches.items():
+                    memory.cache.layers[layer - self.span.first] = cache
+                self._kept.put(memory)
+
+    def parting(self, kept: Span | None) -> list[Parted]:
+        """Of the conversations that go on: the caches of the layers that are not of `kept`, which
+        is what this device has for itself of the next plan.
+        """
+        with self._lock:
+            going = [one.memory for one in self._open.values()]
+            going += [memory for memory in self._kept if memory.is_paused]
+            return [Parted(self._weights, one.name, one.besides(self.span, kept)) for one in going]
+
+    def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
+        """That of a conversation which is open here, or paused."""
+        with self._lock:
+            memories = [*self._kept, *(opened.memory for opened in self._open.values())]
+        named = (one.cache.layers for one in memories if one.name == name)
+        layers = next(named, None) if layer in self.span else None
+        return layers[layer - self.span.first] if layers is not None else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the caches take by now that are open, or kept."""
+        with self._lock:
+            memories = [*self._kept, *(opened.memory for opened in self._open.values())]
+            return sum(one.cache.size_bytes for one in memories)
+
+    @property
+    def cache_width(self) -> int:
+        """How many numbers a layer keeps of a token."""
+        return 2 * self._spec.kv_heads * self._spec.head_dim
+
+    @torch.inference_mode()
+    def fill(self, session: SessionId, layer: int, tile: Tile) -> None:
+        """Takes what another device had in a layer's cache, tile by tile.
+
+        Raises GenerationFailed for one that cannot be gone on from, before anything is allocated.
+        """
+        one = self._open.get(session)
+        if one is None:
+            return
+        if tile.row == 0:
+            alone, context = Span(layer, layer + 1), one.cache.context
+            one.coming = SessionCache(self._spec, alone, context, self._device).layers[0]
+            one.coming.begin(tile.first, tile.count)
+        assert one.coming is not None, "the first tile comes first"
+        one.coming.unpack(tile.rows.to(self._device))
+        if tile.is_last:  # half a cache would be none
+            one.cache.layers[layer - self.span.first], one.coming = one.coming, None
+
+    def held(self, session: SessionId) -> Held:
+        """What is here of an open session by now."""
+        with self._lock:
+            one = self._open.get(session)
+            if one is None:
+                return Held()
+            one.held = one.cache.end
+            return one.memory.held(self.span)
+
     def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
         """Rows [count, hidden] that went into a layer, from position `first` on.
 
@@ -143,7 +221,7 @@ class Sessions:
                 return
             if opened.computing:
                 opened.kept_as, prefix = prefix, b""
-            opened.memory.chain = prefix
+            opened.memory.chain, opened.memory.is_paused = prefix, paused
             if prefix or paused:
                 self._kept.put(opened.memory)
 

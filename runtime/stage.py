@@ -52,7 +52,8 @@ class Stage(Sessions):
     ) -> None:
         """Blocks and head are on `device`; what comes in and goes out is the processor's."""
         here = [blocks[index] for index in range(span.first, span.last)]
-        super().__init__(span, here, here[0].attention.spec if here else checkpoint.spec, device)
+        spec = here[0].attention.spec if here else checkpoint.spec
+        super().__init__((checkpoint.model_id, checkpoint.precision), span, here, spec, device)
         self._is_last = span.last == len(checkpoint.spec.layers)
         self._checkpoint = checkpoint
         self.head = head

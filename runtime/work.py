@@ -86,6 +86,7 @@ class Work:
         conversation = self.post.conversations.get(session)
         if conversation is not None and conversation.opened.owner == owner:
             del self.post.conversations[session]
+            conversation.give_up(StaleEpoch("the conversation is over"))
             self.solitude.closed(session)
             self.post.stage.close(session, prefix, paused=paused)
             self.used_s = now_s

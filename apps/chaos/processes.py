@@ -81,9 +81,13 @@ async def stop(scene: Scene) -> None:
 
 
 async def leave(scene: Scene) -> None:
-    """As on Ctrl-C: it says goodbye."""
-    scene.lose(scene.victim)
+    """As on Ctrl-C: it hands over, then says goodbye; from then on it is gone."""
+    scene.begin()
     await scene.victim.stop()
+    said = [one for one in scene.victim.events if one["event"] == "leaving"]
+    gone_s = said[-1]["at_s"]
+    scene.lose(scene.victim, at_s=gone_s)
+    scene.notes["hand_over_ms"] = (gone_s - scene.began_s) * 1e3
 
 
 async def busy(scene: Scene) -> None:

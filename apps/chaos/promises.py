@@ -133,7 +133,7 @@ PROMISES: Final = (
         7,
         "graceful leave in training and inference",
         "chaos",
-        "<= 0.5 s; 0 replayed; loss curve equal",
+        "<= 0.5 s from the goodbye; 0 replayed; loss curve equal",
         ("leave",),
         _under("leave", detect_ms_p99=500, replayed_tokens=0, suspicions=0, wrong=0),
         later=f"training {_ASTEROID}",

@@ -19,7 +19,7 @@ class Task:
     reason: str
     idle_s: float  # since the model was last used; 0 where somebody waits for it
     may_ask: bool  # whether other models may have to make room
-    is_broken: bool = False  # its sessions wait: what is known of the devices must do
+    is_urgent: bool = False  # its sessions wait, or will: what is known of the devices must do
 
     @property
     def model(self) -> ModelId:
@@ -37,36 +37,43 @@ def next_task(
     """None where all is well. `waiting` are wishes that no plan serves, in the order of asking;
     `passed` are the models that were tried in vain.
 
-    Broken plans come first, those used last before the others; then what is asked for; then plans
-    that might be better with a device that joined. Of the first two, what failed lets others go
-    before it.
+    Broken plans come first, and those of a device that is about to go, those used last before the
+    others; then what is asked for; then plans that might be better with a device that joined. Of
+    the first two, what failed lets others go before it.
     """
     ranked: list[tuple[tuple[float, ...], Task]] = []
     for entry in ledger.entries:
         reason = ledger.why(entry, view)
         if reason is None:
             continue
-        task = _anew(entry, reason, waiting, now_s, ledger.is_whole(entry, view.epoch))
-        is_late = entry.is_leaving or not task.is_broken
+        task = _anew(entry, reason, waiting, now_s, ledger, ledger.is_whole(entry, view.epoch))
+        is_late = entry.is_leaving or not task.is_urgent
         ranked.append(((is_late, failures.get(task.model, 0), 0, task.idle_s), task))
-    broken = {task.model for _, task in ranked if task.is_broken}
+    urgent = {task.model for _, task in ranked if task.is_urgent}
     for place, wish in enumerate(waiting):
         model = wish.model.model
-        if model not in broken:
+        if model not in urgent:
             task = _wanted(wish, ledger.find(model), ledger, view)
             ranked.append(((False, failures.get(model, 0), 1, place), task))
     ranked = [one for one in ranked if one[1].model not in passed]
     return min(ranked, key=lambda one: one[0])[1] if ranked else None
 
 
-def _anew(entry: Entry, reason: str, waiting: Sequence[Wish], now_s: float, is_whole: bool) -> Task:
+def _anew(
+    entry: Entry,
+    reason: str,
+    waiting: Sequence[Wish],
+    now_s: float,
+    ledger: Ledger,
+    is_whole: bool,
+) -> Task:
     """Another plan for a model that is in force, with the room that those who wait for it want."""
     wish, idle_s = entry.wish, entry.idle_s(now_s)
     for other in waiting:
         if other.model.is_held_like(wish.model):
             wish, idle_s = wish.with_room_of(other), 0.0
-    is_broken = not (is_whole or entry.is_lapsed)
-    return Task(wish, reason, idle_s, may_ask=not is_whole, is_broken=is_broken)
+    is_urgent = not (is_whole or entry.is_lapsed) or bool(ledger.parts_of(entry))
+    return Task(wish, reason, idle_s, may_ask=not is_whole, is_urgent=is_urgent)
 
 
 def _wanted(wish: Wish, entry: Entry | None, ledger: Ledger, view: View) -> Task:

@@ -48,10 +48,14 @@ class Architect:
         waiting: WaitingRoom,
         drifting: Drifting,
         shunned: Callable[[], Mapping[PeerId, str]],
+        leaving: Callable[[], Mapping[PeerId, str]],
     ) -> None:
-        """`shunned` tells who is here but better not planned with, and why."""
+        """`shunned` tells who is here but better not planned with, and why, `leaving` who is never
+        to be.
+        """
         self._node = node
         self._shunned = shunned
+        self._leaving = leaving
         self._ledger = ledger
         self._waiting = waiting
         self._drifting = drifting
@@ -59,11 +63,11 @@ class Architect:
     async def draw(self, task: Task, refusals: Refusals) -> Drawing:
         """Raises DoesNotFit, or NoRoom where those in use keep the model out.
 
-        While a broken plan keeps sessions waiting, nobody is measured: a plan from what is known
+        While sessions wait for it, or a device to go, nobody is measured: a plan from what is known
         comes at once, and the newcomers are looked at right after it.
         """
         keep = await self._kept(task.wish)
-        if task.is_broken:
+        if task.is_urgent:
             known = await survey(self._node, task.wish, measure=False)
             with suppress(DoesNotFit, NoRoom):
                 return Drawing(await self._calmly(task, known, refusals, keep), known.unmeasured)
@@ -74,11 +78,11 @@ class Architect:
         self, task: Task, findings: Findings, refusals: Refusals, keep: Plan | None
     ) -> Arrangement:
         """Without the devices that come and go, or are stuck, if it can be done without them."""
-        shunned = self._shunned()
+        shunned, out = self._shunned(), {**refusals.out, **self._leaving()}
         if shunned:
             with suppress(DoesNotFit, NoRoom):
-                return await self._arranged(task, findings, {**refusals.out, **shunned}, keep)
-        return await self._arranged(task, findings, refusals.out, keep)
+                return await self._arranged(task, findings, {**shunned, **out}, keep)
+        return await self._arranged(task, findings, out, keep)
 
     async def _kept(self, wish: Wish) -> Plan | None:
         """The model's plan so far. Raises NoRoom where it is in use in another precision."""

@@ -18,8 +18,9 @@ from apps.planning.agenda import Task, next_task
 from apps.planning.architect import Architect
 from apps.planning.changeover import Changeover
 from apps.planning.drifting import LOOK_S, Drifting
+from apps.planning.leaving import Leaving
 from apps.planning.ledger import Entry, Ledger
-from apps.planning.messages import Blame, Outcome, WantReply, Wish
+from apps.planning.messages import Blame, LeaveReply, Outcome, WantReply, Wish
 from apps.planning.refusals import Refusals
 from apps.planning.reserve import Reserve
 from apps.planning.rollout import DeviceRefused, DeviceUnable, bring_shares, reports
@@ -31,7 +32,6 @@ from mesh.ids import ModelId, PeerId, PlanId
 from mesh.limits import BEAT_INTERVAL_S
 from mesh.node import Node
 from planner.choose import Choice
-from planner.plan import Plan
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Coordinator:
         self._timeline = timeline
         self._leading = False
         self._waiting = WaitingRoom()
+        self._leaving = Leaving()
         self._work = asyncio.Event()
         self._lost = asyncio.Event()  # a device of a plan in force went
         self._reserve = Reserve(node, self._work.set)  # knows of the time before, too
@@ -58,7 +59,12 @@ class Coordinator:
         self._failures: Counter[ModelId] = Counter()
         self._drifting = Drifting(self._node, self._ledger)
         self._architect = Architect(
-            self._node, self._ledger, self._waiting, self._drifting, self._reserve.shunned
+            self._node,
+            self._ledger,
+            self._waiting,
+            self._drifting,
+            self._reserve.shunned,
+            lambda: self._leaving.out,
         )
         self._telling = Telling(self._node, self._on_lacks, self._work.set)
         self._changeover = Changeover(self._node, self._ledger, self._telling, self._timeline)
@@ -80,6 +86,7 @@ class Coordinator:
                 self._leading = False
                 self._waiting.answer(WantReply(Outcome.RETRY, "this device no longer leads"))
                 self._telling.stop()
+                self._leaving.stop()
                 for task in (leading, deposed):
                     task.cancel()
                 await asyncio.wait([leading, deposed])
@@ -95,6 +102,7 @@ class Coordinator:
             self._lost.set()
         self._telling.forget(peer)
         self._drifting.forget(peer)
+        self._leaving.forget(peer)
         for refusals in self._refusals.values():
             refusals.forget(peer)
 
@@ -120,6 +128,13 @@ class Coordinator:
             return self._handed(entry)
         self._work.set()
         return await self._waiting.enter(wish)
+
+    async def leave(self, peer: PeerId) -> LeaveReply:
+        """A device is about to go: returns when no plan in force needs it, or says why one does."""
+        if not self._leading:
+            return LeaveReply(Outcome.RETRY, "this device does not lead")
+        self._work.set()
+        return await self._leaving.enter(peer)
 
     async def preview(self, wish: Wish) -> Choice:
         """The plan that would be chosen now, with every candidate. Raises DoesNotFit or NoRoom."""
@@ -178,6 +193,7 @@ class Coordinator:
 
     def _next(self, passed: Collection[ModelId]) -> Task | None:
         self._answer_served()
+        self._leaving.settle(self._ledger)
         self._ledger.shunned = frozenset(self._reserve.shunned())
         return next_task(
             self._ledger,
@@ -197,7 +213,8 @@ class Coordinator:
         chosen_s = self._now_s
         plan = drawing.arrangement.choice.plan
         entry = self._ledger.find(task.model)
-        if entry is not None and self._is_kept(entry, task.wish, plan):
+        epoch = self._node.view.epoch
+        if entry is not None and self._ledger.is_kept(entry, task.wish, plan, epoch):
             self._ledger.resize(
                 replace(entry.plan, capacity=plan.capacity, predicted=plan.predicted)
             )
@@ -255,16 +272,6 @@ class Coordinator:
     def _present(self) -> frozenset[PeerId]:
         return frozenset(member.peer for member in self._node.view.alive)
 
-    def _is_kept(self, entry: Entry, wish: Wish, plan: Plan) -> bool:
-        """Whether the plan in force is the chosen one; more room alone installs nothing."""
-        old = entry.plan
-        return (
-            self._ledger.is_whole(entry, self._node.view.epoch)
-            and entry.wish.model.is_held_like(wish.model)
-            and (old.stages, old.head) == (plan.stages, plan.head)
-            and old.capacity.context <= plan.capacity.context
-        )
-
     # --- answers ----------------------------------------------------------------------------------
 
     def _handed(self, entry: Entry) -> WantReply:
@@ -282,6 +289,8 @@ class Coordinator:
         del self._failures[task.model]
         self._timeline.note("no-plan", str(error))
         entry, model = self._ledger.find(task.model), task.wish.model
+        if entry is not None:
+            self._leaving.refuse(self._ledger.parts_of(entry), str(error))
         is_wanted = self._waiting.count(model) > 0
         if entry is not None and self._ledger.is_whole(entry, self._node.view.epoch):
             entry.considered, entry.as_of = self._present(), self._ledger.departures

@@ -23,7 +23,7 @@ from planner.room import with_room
 from runtime.cut import cut_of
 from runtime.holdings import Holdings
 from runtime.pipeline import Pipeline
-from runtime.post import Post
+from runtime.post import Computing, Post
 from runtime.steps import Steps
 
 COMMIT_WAIT_S = 5.0  # an owner's wait for a plan that the leader has already called in force
@@ -149,6 +149,19 @@ class Installer:
         if self._standing[plan.model].plan.plan_id != plan.plan_id:
             raise StaleEpoch(f"plan {plan.plan_id[:8]} was replaced")
 
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether a plan in force needs this device for rows of the vocabulary: whose conversations
+        these serve it does not know.
+        """
+        heads = (one.plan.head for one in self._standing.values())
+        return any(share.device == self._me for head in heads for share in head)
+
+    async def without_share(self) -> None:
+        """Returns when this device has no share of a plan in force."""
+        while any(one.plan.layers_of(self._me) is not None for one in self._standing.values()):
+            await self._switched.wait()
+
     # --- switching; nothing here waits ------------------------------------------------------------
 
     def _switch(self, one: InForce, ready: Ready | None) -> None:
@@ -158,13 +171,13 @@ class Installer:
         if old is not None:
             idle_s = min(idle_s, self._idle_s(old))
             before = self._pipeline.end(old.plan.plan_id)
-        if ready is not None:
-            if plan.head:
-                self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
-            index = plan.stage_of(self._me)
-            if index is not None:
-                post = Post(plan, index, ready.stage, ready.traffic)
-                self._pipeline.install(post, before)
+        index = plan.stage_of(self._me)
+        if ready is not None and plan.head:
+            self._pipeline.heads.install(plan, ready.head, ready.traffic.hidden_size)
+        if ready is not None and index is not None:
+            self._pipeline.install(Post(plan, index, ready.stage, ready.traffic), before)
+        else:
+            self._pipeline.moving.part(before, None)
         used_s = asyncio.get_running_loop().time() - idle_s
         self._standing[plan.model] = Standing(plan, one.wish, used_s)
         self._steps.interrupt(
@@ -182,6 +195,10 @@ class Installer:
             stages=[[str(s.lead), s.layers.first, s.layers.last] for s in plan.stages],
         )
         self._meet(plan.devices)
+        self._tell_switched()
+
+    def _tell_switched(self) -> None:
+        """Whoever waits for another plan to be in force, or for one to be over, looks again."""
         self._switched.set()
         self._switched = asyncio.Event()
 
@@ -191,14 +208,17 @@ class Installer:
             if model not in models and one.plan.plan_id not in plans:
                 self._end(one.plan, "it is no longer in force")
                 del self._standing[model]
+                self._tell_switched()
 
-    def _end(self, plan: Plan, why: str) -> None:
+    def _end(self, plan: Plan, why: str) -> Computing | None:
+        """Returns what `Pipeline.end` does."""
         words = f"the plan of {plan.model_name} is over: {why}"
-        self._pipeline.end(plan.plan_id, words)
+        before = self._pipeline.end(plan.plan_id, words)
         self._steps.interrupt(
             StaleEpoch(words),
             lambda leased: leased.plan_id == plan.plan_id,
         )
+        return before
 
     def _limit(self, room: Room) -> None:
         """Gives a plan in force more or less room; its conversations go on."""
@@ -210,7 +230,8 @@ class Installer:
 
     def _tidy(self) -> None:
         """Lets go of the weights that no plan has use for: of a model that left, of layers that
-        moved, of a plan that was prepared and given up.
+        moved, of a plan that was prepared and given up. Caches whose layers moved may stay a while
+        in what memory is left.
         """
         for model in list(self._holdings.models):
             standing = self._standing.get(model)
@@ -221,12 +242,17 @@ class Installer:
                 self._holdings.drop(model)
             else:
                 self._holdings.release(model, span, cut_of(standing.plan, self._me))
+        # For a moment, so caches count as they are, and not as large as they may become.
+        self._pipeline.moving.limit(self._holdings.memory_bytes - self._holdings.size_bytes)
 
     def _make_room(self, model: ModelId) -> None:
-        """Ends a model's old plan here before its commit: its sessions wait for the new one."""
+        """Ends a model's old plan here before its commit: its sessions wait for the new one, and
+        their caches with them.
+        """
         old = self._standing.get(model)
         if old is not None:
-            self._end(old.plan, "this device makes room for the next one")
+            before = self._end(old.plan, "this device makes room for the next one")
+            self._pipeline.moving.part(before, None)
 
     # --- what is known ----------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class Ledger:
     def __init__(self) -> None:
         self.departures = 0
         self.shunned: frozenset[PeerId] = frozenset()  # here, but not planned with if avoidable
+        self.leaving: frozenset[PeerId] = frozenset()  # here, until plans without them are in force
         self.version = 0  # of what the devices should be told
         self._entries: dict[ModelId, Entry] = {}
         self._departed: dict[PeerId, int] = {}
@@ -173,7 +174,24 @@ class Ledger:
         why = why_replan(entry.plan, self._since(view.epoch), present - gone, considered, names)
         if why is None and not entry.is_sure:
             return "not all of its devices hold it ready"
+        if why is None and (leaving := self.parts_of(entry)):
+            verb = "is" if len(leaving) == 1 else "are"
+            return f"{', '.join(sorted(names[one] for one in leaving))} {verb} about to leave"
         return why or entry.drift or None
+
+    def parts_of(self, entry: Entry) -> frozenset[PeerId]:
+        """The devices of its plan that are about to leave."""
+        return frozenset() if entry.is_lapsed else self.leaving & set(entry.plan.devices)
+
+    def is_kept(self, entry: Entry, wish: Wish, plan: Plan, epoch: Epoch | None) -> bool:
+        """Whether the plan in force is the chosen one; more room alone installs nothing."""
+        old = entry.plan
+        return (
+            self.is_whole(entry, epoch)
+            and entry.wish.model.is_held_like(wish.model)
+            and (old.stages, old.head) == (plan.stages, plan.head)
+            and old.capacity.context <= plan.capacity.context
+        )
 
     def tenants(
         self, besides: ModelId | None, epoch: Epoch | None, now_s: float, uses: Mapping[PlanId, Use]

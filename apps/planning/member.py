@@ -14,6 +14,7 @@ from apps.planning.installer import Installer
 from apps.planning.messages import (
     BLAME_DEVICE,
     COMMIT_PLAN,
+    LEAVE_PLANS,
     PREPARE_PLAN,
     PREVIEW_PLAN,
     PROFILE_DEVICE,
@@ -38,12 +39,17 @@ from mesh.errors import Busy, PotluckError, StaleEpoch
 from mesh.fault_points import reach
 from mesh.ids import PeerId
 from mesh.node import Node
+from runtime.moving import FETCH_S
 from runtime.pipeline import Pipeline
 from runtime.session_messages import (
+    ASK_CACHE,
     CLOSE_SESSION,
+    FETCH_CACHES,
     OPEN_SESSION,
     STEP_FAILED,
+    AskCache,
     CloseSession,
+    FetchCaches,
     OpenSession,
     StepFailed,
 )
@@ -76,12 +82,15 @@ class MemberRole:
         self._meet = meet
         node.on_request(WANT_PLAN, self._want)
         node.on_request(PREVIEW_PLAN, self._preview)
+        node.on_request(LEAVE_PLANS, self._leave)
         node.on_request(REPORT_PLAN, self._report)
         node.on_request(REPORT_EFFORTS, self._efforts)
         node.on_request(PREPARE_PLAN, self._prepare)
         node.on_request(COMMIT_PLAN, self._commit)
         node.on_request(PROFILE_DEVICE, self._profile)
         node.on_request(OPEN_SESSION, self._open_session)
+        node.on_request(FETCH_CACHES, self._fetch_caches)
+        node.on_request(ASK_CACHE, self._give_cache)
         node.on_notice(CLOSE_SESSION, self._close_session)
         node.on_notice(STEP_FAILED, self._step_failed)
         node.on_notice(BLAME_DEVICE, self._blamed)
@@ -97,6 +106,9 @@ class MemberRole:
         names = {member.peer: member.name for member in self._node.view.members}
         # Some layers are simulated for it: not in the loop, where the heart beats.
         return await asyncio.to_thread(choice_as_dict, choice, names, wish.profile)
+
+    async def _leave(self, peer: PeerId, body: Any) -> Any:
+        return to_plain(await self._coordinator.leave(peer))
 
     async def _report(self, peer: PeerId, body: Any) -> Any:
         return to_plain(self._installer.report())
@@ -158,6 +170,23 @@ class MemberRole:
     async def _close_session(self, peer: PeerId, body: Any) -> None:
         request: CloseSession = from_plain(CloseSession, body)
         self._pipeline.close(request.session, peer, request.prefix, paused=request.paused)
+        if request.conversation is not None:
+            self._pipeline.moving.former.let_go(request.conversation)
+
+    async def _fetch_caches(self, peer: PeerId, body: Any) -> Any:
+        request: FetchCaches = from_plain(FetchCaches, body)
+        self._meet((request.giver,))
+        return to_plain(await self._pipeline.moving.fetch(request, peer, self._ask_cache))
+
+    async def _ask_cache(self, giver: PeerId, asked: AskCache) -> int:
+        """Raises LinkError, RequestFailed or ProtocolError."""
+        answer = await self._node.request(giver, ASK_CACHE, to_plain(asked), FETCH_S)
+        count: int = from_plain(int, answer)
+        return count
+
+    async def _give_cache(self, peer: PeerId, body: Any) -> Any:
+        self._meet((peer,))
+        return await self._pipeline.moving.give(peer, from_plain(AskCache, body))
 
     async def _step_failed(self, peer: PeerId, body: Any) -> None:
         self._steps.on_step_failed(from_plain(StepFailed, body))

@@ -23,6 +23,7 @@ COMMIT_PLAN = "plan.commit"
 PROFILE_DEVICE = "profile.device"
 REPORT_EFFORTS = "plan.efforts"
 BLAME_DEVICE = "plan.blame"
+LEAVE_PLANS = "plan.leave"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,16 @@ class WantReply:
     reason: str
     plan: Plan | None = None
     wish: Wish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveReply:
+    """To a device that is about to go. OK: no plan in force has a share on it any more, and it
+    hears so; IMPOSSIBLE: the others cannot do without it, for this reason.
+    """
+
+    outcome: Outcome
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

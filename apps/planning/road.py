@@ -12,18 +12,27 @@ from apps.planning.messages import WANT_PLAN, OpenReply, Outcome, WantReply, Wis
 from apps.timeline import Timeline
 from mesh.codec import from_plain, to_plain
 from mesh.errors import Busy, LinkError, PlanError, RequestFailed, StaleEpoch
-from mesh.ids import PeerId, SessionId
+from mesh.ids import PeerId
 from mesh.node import Node
 from planner.plan import Plan
+from runtime.moving import FETCH_S
 from runtime.refill import Held, in_common
 from runtime.replay import Replayed
-from runtime.session_messages import CLOSE_SESSION, OPEN_SESSION, CloseSession, OpenSession
+from runtime.session_messages import (
+    CLOSE_SESSION,
+    FETCH_CACHES,
+    OPEN_SESSION,
+    CloseSession,
+    FetchCaches,
+    OpenSession,
+)
 
 # A plan may take as long as a large model needs over a slow link. Devices that vanish meanwhile, or
 # get nothing more, end the request at once, so this only bounds a home that never settles.
 PLAN_TIMEOUT_S = 4 * 3600.0
 LEADER_TIMEOUT_S = 10.0  # an election takes under two seconds once a death is seen
 OPEN_TIMEOUT_S = 5.0
+FETCH_TIMEOUT_S = FETCH_S + 2.0  # a stage answers after that with what it has got
 BUSY_WAIT_S = 30.0  # how long a conversation queues for a place before the client is told
 ASK_AGAIN_S = 0.2  # between two questions to a mesh that is changing, or full
 
@@ -83,17 +92,27 @@ class MeshRoad:
         for device in holders(plan):
             reply = await self._open_on(device, request)
             if reply.outcome is not Outcome.OK:
-                await self.close(plan, request.session, b"", paused=not request.afresh)
+                await self.close(plan, CloseSession(request.session, paused=not request.afresh))
                 return reply, []
             held[device] = reply.held
         return None, [
             in_common([held[share.device] for share in stage.shares]) for stage in plan.stages
         ]
 
-    async def close(
-        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
-    ) -> None:
-        body = to_plain(CloseSession(session, prefix, paused))
+    async def fetch(self, plan: Plan, stage: int, request: FetchCaches) -> Held | None:
+        """Whoever vanishes meanwhile has given nothing."""
+        if not self._node.view.is_here(request.giver):
+            return None
+        holder, body = plan.stages[stage].lead, to_plain(request)
+        try:
+            answer = await self._node.request(holder, FETCH_CACHES, body, FETCH_TIMEOUT_S)
+        except (LinkError, RequestFailed):
+            return None
+        held: Held = from_plain(Held, answer)
+        return held
+
+    async def close(self, plan: Plan, request: CloseSession) -> None:
+        body = to_plain(request)
         for device in holders(plan):
             with suppress(LinkError):  # a device that is gone has closed everything
                 await self._node.notify(device, CLOSE_SESSION, body)

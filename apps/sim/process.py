@@ -97,7 +97,9 @@ class Process:
         return task
 
     async def leave(self) -> None:
-        """Says goodbye, and ends."""
+        """Hands over what goes through it, says goodbye, and ends."""
+        if self.engine is not None:
+            await self.spawn(self.engine.hand_over.run())
         await self.node.leave()
         await self.end()
 

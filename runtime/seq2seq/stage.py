@@ -16,10 +16,13 @@ from torch import Tensor
 from mesh.errors import GenerationFailed
 from mesh.ids import SessionId
 from planner.plan import Span
+from runtime.arrival import Tile
 from runtime.chosen import to_row
 from runtime.compute.torch_device import CPU
+from runtime.former import Former, Parted
 from runtime.heads.question import Choice, draw
 from runtime.history import History
+from runtime.kv_cache import LayerCache
 from runtime.logs import Logs
 from runtime.models.decoder_block import DecoderCache, DecoderLayer, Target
 from runtime.models.encoder_block import EncoderLayer
@@ -108,6 +111,31 @@ class Seq2SeqStage:
     def given(self, session: SessionId, layer: int, first: int, count: int) -> Tensor:
         """Nothing is kept of what went into a layer."""
         raise GenerationFailed("a model with an encoder keeps no log; replay the session")
+
+    def parting(self, kept: Span | None) -> list[Parted]:
+        """Every plan begins with the source again, so nobody asks for its caches."""
+        return []
+
+    def adopt(self, former: Former) -> None:
+        """There is never anything."""
+
+    def cache_of(self, name: SessionId, layer: int) -> LayerCache | None:
+        return None
+
+    @property
+    def cache_bytes(self) -> int:
+        """Not asked for, since none of them is ever kept for others."""
+        return 0
+
+    @property
+    def cache_width(self) -> int:
+        return 0
+
+    def fill(self, session: SessionId, layer: int, tile: Tile) -> None:
+        raise GenerationFailed("a model with an encoder takes no caches; replay the session")
+
+    def held(self, session: SessionId) -> Held:
+        return Held()
 
     def limit(self, places: int) -> None:
         """Nothing is kept of sessions that ended, so there is nothing to let go of."""

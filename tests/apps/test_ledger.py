@@ -133,7 +133,7 @@ def test_a_device_that_went_breaks_its_plans_and_no_others() -> None:
     task = upcoming(ledger, view(6, 0, 1))
     assert number_of(task) == 2
     assert task is not None
-    assert task.is_broken
+    assert task.is_urgent
     assert task.reason == f"lost {peer(2).short}"
 
 

@@ -67,13 +67,48 @@ async def test_a_stopped_process_is_replaced_and_taken_back(tiny_mesh: TinyMesh)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.xdist_group("tiny_mesh")
 async def test_a_graceful_stop_costs_no_token(tiny_mesh: TinyMesh) -> None:
-    """Reliability test 7."""
+    """Reliability test 7: it hands over, caches and all, before it says goodbye."""
     home, model = tiny_mesh.home, tiny_mesh.model
     expected = await generate(home.devices[0], model, "the hat", 100)
     status = await mesh_status(tiny_mesh)
     leaver = next(d for d in home.devices[1:] if d.device_id in plan_devices(status))
+    before = len(home.devices[0].events)
     generation = await generate_and(home.devices[0], model, "the hat", 100, 5, leaver.stop)
     assert generation.token_ids == expected.token_ids
+    said = home.devices[0].events[before:]
+    replayed = [one["replayed_tokens"] for one in said if one["event"] == "resumed"]
+    assert replayed, "the conversation moved"
+    assert set(replayed) == {0}, [one.get("text") for one in (*said, *leaver.events[-12:])]
+    last = [one["event"] for one in leaver.events if one["event"] in ("handed-over", "leaving")]
+    assert last == ["handed-over", "leaving"]
+    assert not any(one["event"] in ("PeerDied", "PeerSuspected") for one in said)
+    await leaver.start()
+    await home.settled()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.xdist_group("tiny_mesh")
+async def test_a_second_ctrl_c_waits_for_no_hand_over(tiny_mesh: TinyMesh) -> None:
+    """The text goes on all the same."""
+    home, model = tiny_mesh.home, tiny_mesh.model
+    expected = await generate(home.devices[0], model, "the mat", 100)
+    status = await mesh_status(tiny_mesh)
+    leaver = next(d for d in home.devices[1:] if d.device_id in plan_devices(status))
+    before = len(leaver.events)
+
+    async def hurry() -> None:
+        leaver.send_signal(signal.SIGINT)
+        await leaver.wait_event(
+            lambda event: event["event"] == "handing-over", after=before, timeout_s=10
+        )
+        leaver.send_signal(signal.SIGINT)
+        await leaver.wait_event(
+            lambda event: event["event"] == "leaving", after=before, timeout_s=2
+        )
+
+    generation = await generate_and(home.devices[0], model, "the mat", 100, 5, hurry)
+    assert generation.token_ids == expected.token_ids
+    await leaver.stop()
     await leaver.start()
     await home.settled()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mesh.errors import LinkClosed, PlanReplaced, ProtocolError, StaleEpoch
+from mesh.errors import LinkClosed, MeshError, PlanReplaced, ProtocolError, StaleEpoch
 from mesh.ids import Epoch, ModelId, PeerId, PlanId, SessionId
 from mesh.tensor_frame import FrameHeader, TensorFrame, decode_frame, encode_header
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Stage
@@ -30,7 +30,13 @@ from runtime.refill import Held, in_common
 from runtime.replay import Replayed
 from runtime.sampling import Sampling
 from runtime.session import Session, Wanted
-from runtime.session_messages import OpenSession, StepFailed
+from runtime.session_messages import (
+    AskCache,
+    CloseSession,
+    FetchCaches,
+    OpenSession,
+    StepFailed,
+)
 from runtime.stages import stage_of
 from runtime.steps import Steps
 from runtime.traffic import Traffic
@@ -128,6 +134,7 @@ class Device:
             self.pipeline.heads.install(plan, share, checkpoint.spec.hidden_size)
         index = plan.stage_of(self.me)
         if index is None:
+            self.pipeline.moving.part(before, None)
             return
         span = plan.stages[index].layers
         cut = cut_of(plan, self.me).of_layers
@@ -150,6 +157,7 @@ class Room:
         self.refusals: list[str] = []
         self.pauses: list[str] = []
         self.failures: list[StepFailed] = []
+        self.fetched: list[FetchCaches] = []
         self.blamed: list[PeerId] = []
         self.blame_heard = asyncio.Event()
         self._owners: dict[SessionId, PeerId] = {}
@@ -212,6 +220,8 @@ class Room:
         self._plan = None
         gone = self.devices.pop(peer(number))
         gone.worker.close()
+        for plan in gone.plans.values():
+            gone.pipeline.end(plan)
         for device in self.devices.values():
             device.outbox.forget(peer(number))
             device.pipeline.forget(peer(number))
@@ -262,11 +272,28 @@ class Room:
             held.append(in_common([self.devices[one].pipeline.open(request) for one in shares]))
         return held
 
-    async def close(
-        self, plan: Plan, session: SessionId, prefix: bytes, *, paused: bool = False
-    ) -> None:
-        for device in self.devices.values() if session in self._owners else ():
-            device.pipeline.close(session, self._owners[session], prefix, paused=paused)
+    async def fetch(self, plan: Plan, stage: int, request: FetchCaches) -> Held | None:
+        taker = self.devices.get(plan.stages[stage].lead)
+        if taker is None or request.giver not in self.devices:
+            return None
+        self.fetched.append(request)
+
+        async def ask(giver: PeerId, asked: AskCache) -> int:
+            if giver not in self.devices:
+                raise LinkClosed(f"{giver.short} is gone")
+            return await self.devices[giver].pipeline.moving.give(taker.me, asked)
+
+        try:
+            return await taker.pipeline.moving.fetch(request, self._owners[request.session], ask)
+        except MeshError:
+            return None
+
+    async def close(self, plan: Plan, request: CloseSession) -> None:
+        owner = self._owners.get(request.session)
+        for device in self.devices.values() if owner is not None else ():
+            device.pipeline.close(request.session, owner, request.prefix, paused=request.paused)
+            if request.conversation is not None:
+                device.pipeline.moving.former.let_go(request.conversation)
 
     def paused(self, work: Replayed[Any], reason: str) -> None:
         self.pauses.append(reason)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mesh.errors import ProtocolError
 from mesh.ids import Epoch, ModelId, PlanId
 from planner.plan import Capacity, Job, Plan, Prediction, Share, Span, Split, Stage
-from runtime.refill import MAX_LAYERS, Held, Refill, Run, in_common, refill, stage_with
+from runtime.refill import MAX_LAYERS, Held, Move, Refill, Run, in_common, moves, refill, stage_with
 from tests.runtime.room import peer
 
 LAYERS = 6
@@ -142,3 +142,51 @@ def test_what_no_stage_would_say_is_refused() -> None:
         Held((1, -1))
     with pytest.raises(ProtocolError, match="at most"):
         Held((0,) * (MAX_LAYERS + 1))
+
+
+def on(which: Plan, *numbers: int) -> Plan:
+    """The same stages on other devices."""
+    stages = zip(which.stages, numbers, strict=True)
+    return replace(which, stages=tuple(replace(s, shares=(Share(peer(n)),)) for s, n in stages))
+
+
+@pytest.mark.parametrize(
+    ("after", "stages", "expected"),
+    [
+        (on(THREE, 0, 3, 2), (held(2, 9), held(2, 0), held(2, 9)), (Move(1, Span(2, 4), peer(1)),)),
+        (
+            on(plan(3), 0, 2),
+            (Held((9, 9, 0)), Held((0, 9, 9))),
+            (Move(0, Span(2, 3), peer(1)), Move(1, Span(3, 4), peer(1))),
+        ),
+        (
+            on(plan(), 3),
+            (held(6, 0),),
+            tuple(Move(0, Span(n, n + 2), peer(n // 2)) for n in (0, 2, 4)),
+        ),
+        (on(THREE, 0, 3, 2), (held(2, 9), held(2, 8), held(2, 9)), ()),
+        (on(THREE, 0, 1, 2), (held(2, 9), held(2, 0), held(2, 9)), ()),
+        (on(THREE, 0, 3, 2), (held(2, 9), Held(), held(2, 9)), ()),
+    ],
+    ids=[
+        "to a spare",
+        "to both neighbours",
+        "from three to one",
+        "what all have is not fetched",
+        "from itself nobody fetches",
+        "a stage that tells of no layers takes none",
+    ],
+)
+def test_what_another_device_had_is_fetched(
+    after: Plan, stages: tuple[Held, ...], expected: tuple[Move, ...]
+) -> None:
+    assert moves(after, stages, THREE, 8) == expected
+
+
+@pytest.mark.parametrize("shared", ["before", "after"])
+def test_what_several_devices_share_is_not_fetched(shared: str) -> None:
+    both = (Share(peer(1)), Share(peer(3)))
+    cut = Stage(Span(2, 4), both, Split.HYBRID)
+    of_both = replace(THREE, stages=(THREE.stages[0], cut, THREE.stages[2]))
+    before, after = (of_both, on(THREE, 0, 4, 2)) if shared == "before" else (THREE, of_both)
+    assert moves(after, (held(2, 9), held(2, 0), held(2, 9)), before, 8) == ()
