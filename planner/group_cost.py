@@ -194,8 +194,9 @@ def _order_s(stage: Stage, team: Team, model: ModelProfile, rows: int) -> float:
 
 
 def _collected(stage: Stage, one: Pass, model: ModelProfile) -> list[int]:
-    """How many rows each device has for the lead: all its own, which go on; where the stage ends
-    an encoder one, for each sums up its own; where it ends a decoder the last, from whoever has it.
+    """How many rows each device has for the lead at the end. All its own where they go on to a
+    stage; of an encoder that ends here one, for each sums up its own; of a decoder the last of all,
+    from whoever has it.
     """
     if stage.split is Split.TENSOR or (stage.split is Split.HYBRID and one.rows < MIN_SHARED_ROWS):
         return [0] * one.count
