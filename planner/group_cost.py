@@ -73,7 +73,7 @@ def prompt_work(
 ) -> Work:
     """Many rows at once, through so many layers."""
     one = replace(_prompt_pass(stage, team, model, rows), layers=min(layers, len(stage.layers)))
-    of_lead = stage.split is Split.SEQUENCE and _wanted(stage, one, model) == 1
+    of_lead = stage.split is Split.SEQUENCE and not one.sees_all and _ends(stage, model)
     return Work(_programs(stage, one, model), one.layers, of_lead)
 
 
@@ -98,11 +98,10 @@ def layer_ends(work: Work, team: Team, trace: list[Busy] | None = None) -> list[
 def prompt_cost(stage: Stage, team: Team, model: ModelProfile, rows: int) -> PassCost:
     """Many rows at once, from the lead's order until it has what it sends on."""
     one = _prompt_pass(stage, team, model, rows)
-    wanted = _wanted(stage, one, model)
     walked = _walked(prompt_work(stage, team, model, rows), team, stage)
     order_s = _order_s(stage, team, model, rows)
     return PassCost(
-        walked.seconds + order_s + _collect_s(stage, team, one, wanted),
+        walked.seconds + order_s + _collect_s(team, _collected(stage, one, model), one.width),
         walked.efforts,
         walked.sent_bytes,
     )
@@ -137,10 +136,8 @@ def _prompt_pass(stage: Stage, team: Team, model: ModelProfile, rows: int) -> Pa
     )
 
 
-def _wanted(stage: Stage, one: Pass, model: ModelProfile) -> int:
-    """How many rows go on from the lead."""
-    ends = stage.layers.last == len(model.layers)
-    return 1 if ends and not one.sees_all else one.rows
+def _ends(stage: Stage, model: ModelProfile) -> bool:
+    return stage.layers.last == len(model.layers)
 
 
 def _programs(stage: Stage, one: Pass, model: ModelProfile) -> list[Program]:
@@ -196,20 +193,27 @@ def _order_s(stage: Stage, team: Team, model: ModelProfile, rows: int) -> float:
     return last_s
 
 
-def _collect_s(stage: Stage, team: Team, one: Pass, wanted: int) -> float:
-    """What the lead sends on comes to it, as exact numbers: of each device its rows, or the last
-    row alone from whoever has it.
+def _collected(stage: Stage, one: Pass, model: ModelProfile) -> list[int]:
+    """How many rows each device has for the lead at the end. All its own where they go on to a
+    stage; of an encoder that ends here one, for each sums up its own; of a decoder the last of all,
+    from whoever has it.
     """
     if stage.split is Split.TENSOR or (stage.split is Split.HYBRID and one.rows < MIN_SHARED_ROWS):
-        return 0.0
+        return [0] * one.count
+    rows = [one.rows * len(unit) // ROW_UNITS for unit in one.units]
+    if not _ends(stage, model):
+        return rows
+    if one.sees_all:
+        return [min(1, count) for count in rows]
+    return [int(unit.last == ROW_UNITS) for unit in one.units]
+
+
+def _collect_s(team: Team, rows: list[int], width: int) -> float:
+    """What the lead sends on or answers with comes to it, as exact numbers."""
     wires, total_s, latency_s = team.wires, 0.0, 0.0
-    for number in range(1, one.count):
-        unit = one.units[number]
-        rows = one.rows * len(unit) // ROW_UNITS
-        if wanted == 1:
-            rows = 1 if unit.last == ROW_UNITS else 0
-        if rows:
-            size = rows_bytes(rows, one.width)
+    for number, count in enumerate(rows[1:], start=1):
+        if count:
+            size = rows_bytes(count, width)
             cost = wires.costs[0].receive_s_per_byte
             total_s += size * max(1 / wires.bytes_per_s[number][0], cost)
             latency_s = max(latency_s, wires.latency_s[number][0])

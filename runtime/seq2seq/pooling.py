@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mesh.errors import BadModelFile, UnsupportedModel
 from runtime.formats.json_files import read_list, read_object
+from runtime.walks.wanted import Summary, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +33,19 @@ class Pooling:
     kind: PoolingKind
     normalised: bool  # to length 1
 
-    def pool(self, hidden: Tensor) -> Tensor:
-        """[S, hidden] -> [1, hidden]; there is no padding to leave out."""
+    @property
+    def wanted(self) -> Wanted:
+        """Of all hidden states, as a walk is told; there is no padding to leave out."""
         match self.kind:
             case PoolingKind.MEAN:
-                pooled = hidden.mean(dim=0, keepdim=True)
+                return Summary.MEAN
             case PoolingKind.MAX:
-                pooled = hidden.amax(dim=0, keepdim=True)
+                return Summary.MAX
             case PoolingKind.FIRST:
-                pooled = hidden[:1]
+                return (0,)
+
+    def embedding(self, pooled: Tensor) -> Tensor:
+        """Of what is `wanted`, [1, hidden]"""
         if not self.normalised:
             return pooled
         return pooled.div(pooled.norm(dim=-1, keepdim=True).clamp(min=TINY))
@@ -48,6 +53,8 @@ class Pooling:
 
 # What sentence-transformers does with an encoder that says nothing of itself.
 DEFAULT_POOLING: Final = Pooling(PoolingKind.MEAN, normalised=False)
+# What a head over labels looks at.
+HEAD_POOLING: Final = Pooling(PoolingKind.FIRST, normalised=False)
 
 
 def read_pooling(folder: Path) -> Pooling | None:

@@ -29,17 +29,17 @@ class Section:
 class Ending:
     """What turns the last layer's hidden states into an answer."""
 
-    exit: Exit | None  # None: hidden states are pooled
+    exit: Exit | None  # None: pooled hidden states are the answer
     pooling: Pooling
 
-    def vector(self, hidden: Tensor) -> Tensor:
-        """What an encoder says of a source [S, hidden]: an embedding, or logits over its labels;
-        [1, width].
+    def vector(self, pooled: Tensor) -> Tensor:
+        """What an encoder says of a source whose hidden states are pooled, [1, hidden]: an
+        embedding, or logits over its labels; [1, width].
         """
         if self.exit is None:
-            return self.pooling.pool(hidden)
+            return self.pooling.embedding(pooled)
         assert self.exit.exit.output is Output.CLASSES, "other heads say something of each row"
-        return self.exit.forward(hidden[:1])
+        return self.exit.forward(pooled)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, hidden] -> [S, V], of a decoder."""

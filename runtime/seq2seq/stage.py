@@ -33,6 +33,7 @@ from runtime.seq2seq.section import Ending, Section
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.stage import Slice
 from runtime.walks.walk import WHOLE, Walk
+from runtime.walks.wanted import Wanted
 
 
 @dataclass(slots=True)
@@ -68,6 +69,11 @@ class Seq2SeqStage:
         self._middle = next((one.middle for one in here if one.middle is not None), None)
         self._target = next((one.target for one in here if one.target is not None), None)
         self._ending = ending
+        spec = checkpoint.spec
+        answers = spec.decoder is None and span.last == spec.layers
+        assert not answers or self._middle is None, "what is pooled has no norm in front of it"
+        # Of a source's rows; known on every device, for each sums up its own.
+        self._wanted: Wanted = checkpoint.pooling.wanted if answers else None
         self._device = device
         self._open: dict[SessionId, _Open] = {}
 
@@ -170,7 +176,7 @@ class Seq2SeqStage:
                 return None if hidden is None else hidden.cpu()
             return self._choose(hidden, each, one) if each.choose else None
         one.first = each.position
-        hidden = self.encode(each.rows, walk)
+        hidden = self.encode(each.rows, walk, self._wanted)
         if hidden is None:
             return None
         for decoder, cache in zip(self._decoders, one.caches, strict=True):
@@ -179,8 +185,9 @@ class Seq2SeqStage:
             return hidden.cpu()
         return self._ending.vector(hidden).cpu() if each.choose else None
 
-    def encode(self, rows: Tensor, walk: Walk = WHOLE) -> Tensor | None:
-        """A source through this stage's encoder layers; None where another device has it then.
+    def encode(self, rows: Tensor, walk: Walk = WHOLE, wanted: Wanted = None) -> Tensor | None:
+        """A source through this stage's encoder layers, and what is wanted of its rows then,
+        [W, hidden]; None where another device has it.
 
         `rows` is, on the first stage, [S, 1] int32 token ids or [S, mels] frames; elsewhere what
         the stage before returned, [T, hidden].
@@ -188,7 +195,7 @@ class Seq2SeqStage:
         entered = self._enter(rows)
         places = [None] * len(self._encoders)
         everywhere = bool(self._decoders)
-        hidden = walk.run(self._encoders, entered, places, everywhere=everywhere)
+        hidden = walk.run(self._encoders, entered, places, wanted, everywhere=everywhere)
         if hidden is None or self._middle is None:
             return hidden
         return self._middle.forward(hidden)

@@ -41,7 +41,7 @@ from runtime.models.seq2seq_names import Places, Seq2SeqFamily
 from runtime.models.seq2seq_spec import MelEntrySpec, Output, Seq2SeqSpec, TokenEntrySpec
 from runtime.purpose import Purpose
 from runtime.seq2seq.decoding import Decoding, read_decoding
-from runtime.seq2seq.pooling import DEFAULT_POOLING, Pooling
+from runtime.seq2seq.pooling import DEFAULT_POOLING, HEAD_POOLING, Pooling
 from runtime.traffic import Source, Traffic
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Seq2SeqCheckpoint:
         self._layers = [self.family.layer(self.spec, index) for index in range(self.spec.layers)]
         self._ends = self.family.ends(self.spec, known)
         self._check()
-        self._pooling = folder.pooling or DEFAULT_POOLING
+        self._folder_pooling = folder.pooling
         self.decoding: Decoding | None = (
             None
             if self.spec.decoder is None
@@ -108,6 +108,13 @@ class Seq2SeqCheckpoint:
             return Purpose.LABELS if has_classes else Purpose.EMBEDDINGS
         hears = isinstance(self.spec.source, MelEntrySpec)
         return Purpose.SPEECH_TO_TEXT if hears else Purpose.TEXT_TO_TEXT
+
+    @property
+    def pooling(self) -> Pooling:
+        """How an encoder's hidden states become one; any piece of the model says it."""
+        if self.spec.exit.output is Output.CLASSES:
+            return HEAD_POOLING
+        return self._folder_pooling or DEFAULT_POOLING
 
     @property
     def traffic(self) -> Traffic:
@@ -175,7 +182,7 @@ class Seq2SeqCheckpoint:
         """What stands behind the last layer; of a vocabulary, some rows. Raises PlanError."""
         from runtime.seq2seq.section import Ending
 
-        return Ending(self.load_exit(device, vocab) if self._has_exit else None, self._pooling)
+        return Ending(self.load_exit(device, vocab) if self._has_exit else None, self.pooling)
 
     def load_exit(
         self, device: torch.device | None = None, vocab: Span | None = None

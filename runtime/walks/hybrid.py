@@ -25,7 +25,7 @@ from runtime.walks.chains import Chain, Marks, Needs, interleave
 from runtime.walks.collect import collect
 from runtime.walks.exchange import Exchange, others, to_others
 from runtime.walks.rows import owners_of, tiles_of
-from runtime.walks.walk import Wanted
+from runtime.walks.wanted import Wanted
 
 
 class Hybrid:

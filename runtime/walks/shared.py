@@ -13,7 +13,8 @@ from runtime.walks.exchange import Exchange
 from runtime.walks.hybrid import Hybrid
 from runtime.walks.sequence import SequenceParallel
 from runtime.walks.tensor import TensorParallel
-from runtime.walks.walk import Walk, Wanted
+from runtime.walks.walk import Walk
+from runtime.walks.wanted import Wanted
 
 
 class Shared:

@@ -19,7 +19,7 @@ from runtime.models.parts import Layer
 from runtime.walks import numbers
 from runtime.walks.exchange import Exchange, others, to_others
 from runtime.walks.rows import owners_of
-from runtime.walks.walk import Wanted
+from runtime.walks.wanted import Wanted, of_all
 
 
 class TensorParallel:
@@ -50,7 +50,7 @@ class TensorParallel:
                 hidden, x = layer.connect(index, hidden, total)
         if self._exchange.me and not everywhere:
             return None
-        return hidden if wanted is None else hidden[list(wanted)]
+        return of_all(hidden, wanted)
 
     def _sum(self, added: Tensor, depth: int, index: int) -> Tensor:
         number = numbers.behind(depth, index)

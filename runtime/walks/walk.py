@@ -8,8 +8,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor
 
 from runtime.models.parts import Layer, through
-
-Wanted = Sequence[int] | None  # rows of a pass; None: all
+from runtime.walks.wanted import Wanted, of_all
 
 
 class Walk(Protocol):
@@ -30,9 +29,9 @@ class Walk(Protocol):
     ) -> Tensor | None:
         """All rows [S, hidden] through the layers, each with where the rows stand in it.
 
-        The wanted rows come out, [W, hidden]; unless they are to be `everywhere`, None on a device
-        that is not the stage's lead. Raises GenerationFailed where the devices of the stage do not
-        get through it together.
+        What is wanted of them comes out, [W, hidden]; unless it is to be `everywhere`, None on a
+        device that is not the stage's lead. Raises GenerationFailed where the devices of the stage
+        do not get through it together.
         """
 
 
@@ -52,7 +51,7 @@ class Whole:
     ) -> Tensor:
         for layer, place in zip(layers, places, strict=True):
             hidden = through(layer, hidden, place)
-        return hidden if wanted is None else hidden[list(wanted)]
+        return of_all(hidden, wanted)
 
 
 WHOLE: Final = Whole()

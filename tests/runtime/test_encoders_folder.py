@@ -16,6 +16,7 @@ from runtime.seq2seq.pooling import Pooling, PoolingKind, read_pooling
 from runtime.seq2seq.reader import column
 from runtime.seq2seq.weights import Seq2SeqCheckpoint
 from runtime.text.json_tokenizer import JsonTokenizer
+from runtime.walks.wanted import of_all
 
 pytest.importorskip("transformers")
 import safetensors.torch as safetensors
@@ -197,7 +198,8 @@ def test_pools_as_its_config_says(
     write_pooling(tmp_path, modules, config)
     assert read_pooling(tmp_path) == Pooling(kind, normalised)
     hidden = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    pooled = Pooling(kind, normalised).pool(hidden)
+    pooling = Pooling(kind, normalised)
+    pooled = pooling.embedding(of_all(hidden, pooling.wanted))
     plain = {"mean": [1.5, 2.0], "max": [3.0, 4.0], "cls": [3.0, 0.0]}[kind]
     expected = torch.tensor([plain]) / (torch.tensor(plain).norm() if normalised else 1)
     assert torch.allclose(pooled, expected)
