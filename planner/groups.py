@@ -6,7 +6,7 @@ of many devices only the first n are tried, for each n; of a few every set. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,7 +16,7 @@ from planner.candidate import Candidate, Question, placed, refused
 from planner.checks import check_shares
 from planner.cost import fits, profiles
 from planner.counting import whole_numbers
-from planner.group_cost import prompt_cost, team_of
+from planner.group_cost import PassCost, prompt_cost, team_of
 from planner.memory import alike, share_bytes
 from planner.network import links_of
 from planner.plan import Capacity, Share, Span, Split, Stage, Wire
@@ -163,16 +163,15 @@ def _tuned(question: Question, stage: Stage, devices: Devices) -> Stage | None:
     if team is None:
         return None
 
-    known: dict[Stage, float] = {}
+    whole = prompt_cost(stage, team, model, request.prompt)
+    known = {stage: whole.seconds}
 
     def seconds(one: Stage) -> float:
         if one not in known:
             known[one] = prompt_cost(one, team, model, request.prompt).seconds
         return known[one]
 
-    best = min((replace(stage, tiles=n) for n in _tile_counts(stage, model)), key=seconds)
-    if seconds(stage) * (1 - TILES_GAIN) <= seconds(best):
-        best = stage
+    best = _tiled(stage, whole, model, seconds)
     if stage.split is Split.HYBRID:
         cutting = Cutting(model, stage.layers, devices, question.floor, request, (), ())
         uneven = replace(best, shares=rows_by_speed(best.shares, cutting))
@@ -183,6 +182,23 @@ def _tuned(question: Question, stage: Stage, devices: Devices) -> Stage | None:
     if exact and seconds(exact[0]) * (1 - INEXACT_GAIN) <= seconds(quickest):
         return exact[0]
     return quickest
+
+
+def _tiled(
+    stage: Stage, cost: PassCost, model: ModelProfile, seconds: Callable[[Stage], float]
+) -> Stage:
+    """In the tiles that pay; `cost` is that of one. Tiles hide waiting and nothing else, so where
+    there is too little of it none are tried; and more of them only while more pay.
+    """
+    enough_s = cost.seconds * (1 - TILES_GAIN)
+    busy_s = max(max(one.compute_s, one.wire_s) for one in cost.efforts)
+    best = stage
+    for tiles in _tile_counts(stage, model)[1:] if busy_s < enough_s else ():
+        more = replace(stage, tiles=tiles)
+        if seconds(more) >= seconds(best):
+            break
+        best = more
+    return best if seconds(best) < enough_s else stage
 
 
 def _tile_counts(stage: Stage, model: ModelProfile) -> range:

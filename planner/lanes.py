@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from enum import Enum
 from heapq import heappop, heappush
 from math import inf
 
@@ -117,6 +117,14 @@ def finish_s(
     return simulation.finished
 
 
+class _Happens(Enum):
+    """To a piece, or, when it is done, to a chunk."""
+
+    DONE = 1
+    LEFT = 2
+    COME = 3
+
+
 @dataclass(slots=True)
 class _Device:
     program: Program
@@ -149,21 +157,28 @@ class _Simulation:
         self._devices = [
             _Device(program, [0] * len(program), _counts(program, layers)) for program in programs
         ]
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        # When, in what order among those of one moment, what, and to which device and piece.
+        self._events: list[tuple[float, int, _Happens, int, Piece | None, float]] = []
         self._count = 0
 
     def run(self) -> None:
         for index in range(len(self._devices)):
             self._go_on(index, 0.0)
-        while self._events:
-            now_s, _, happens = heappop(self._events)
-            happens(now_s)
+        events = self._events
+        while events:
+            now_s, _, happens, index, piece, seconds = heappop(events)
+            if happens is _Happens.DONE:
+                self._done(index, now_s)
+            elif piece is not None:
+                (self._left if happens is _Happens.LEFT else self._come)(
+                    index, piece, seconds, now_s
+                )
 
     def _done(self, index: int, now_s: float) -> None:
         """A chunk; where sending or receiving took of its time, later by that."""
         device = self._devices[index]
         if device.lost_s > 0:
-            self._at(now_s + device.lost_s, partial(self._done, index))
+            self._at(now_s + device.lost_s, _Happens.DONE, index)
             device.lost_s = 0.0
             return
         chunk, device.chunk = device.chunk, None
@@ -174,73 +189,96 @@ class _Simulation:
         device.left[chunk.layer] -= 1
         if not device.left[chunk.layer]:
             self.finished[index][chunk.layer] = now_s
-        spent_s = sum(self._send(index, piece, now_s) for piece in chunk.pieces)
+        spent_s = 0.0
+        for piece in chunk.pieces:
+            spent_s += self._send(index, piece, now_s)
         self._go_on(index, now_s)
         if device.chunk is not None and not self._wires.costs[index].own_core:
             device.lost_s += spent_s
 
     def _send(self, index: int, piece: Piece, now_s: float) -> float:
         """Puts a piece on its way; the processor time that it takes here."""
-        device, cost = self._devices[index], self._wires.costs[index]
+        device, wires, to = self._devices[index], self._wires, piece.to
+        cost = wires.costs[index]
         spent_s = piece.size_bytes * cost.send_s_per_byte + piece.frames * cost.send_s_per_frame
         # Frame by frame: the first leaves while others are still made.
-        ready_s = max(device.sending_until_s, now_s)
-        device.sending_until_s = ready_s + spent_s
-        wire_s = piece.size_bytes / self._wires.bytes_per_s[index][piece.to]
-        begin_s = max(device.out_free_s, ready_s + spent_s / piece.frames)
-        device.out_free_s = max(begin_s + wire_s, device.sending_until_s)
-        ahead_s = self._wires.burst_s[index][piece.to]
-        left_s = max(ready_s, device.sending_until_s, device.out_free_s - ahead_s)
+        ready_s = device.sending_until_s
+        if ready_s < now_s:
+            ready_s = now_s
+        made_s = device.sending_until_s = ready_s + spent_s
+        begin_s = ready_s + spent_s / piece.frames
+        if begin_s < device.out_free_s:
+            begin_s = device.out_free_s
+        free_s = begin_s + piece.size_bytes / wires.bytes_per_s[index][to]
+        if free_s < made_s:
+            free_s = made_s
+        device.out_free_s = free_s
+        left_s = free_s - wires.burst_s[index][to]
+        if left_s < made_s:
+            left_s = made_s
         if self._trace is not None:
             self._trace.append(Busy(index, True, min(begin_s, left_s), left_s))
-        self._at(left_s, partial(self._left, index, piece, begin_s))
+        self._at(left_s, _Happens.LEFT, index, piece, begin_s)
         return spent_s
 
     def _left(self, origin: int, piece: Piece, began_s: float, now_s: float) -> None:
         """A piece has left; it is there at once, but for others that go to the same device. The
         last of its frames is read when all others have been.
         """
-        wires = self._wires
-        device, cost = self._devices[piece.to], self._wires.costs[piece.to]
+        wires, to = self._wires, piece.to
+        device, cost = self._devices[to], wires.costs[to]
         spent_s = piece.size_bytes * cost.receive_s_per_byte
         spent_s += piece.frames * cost.receive_s_per_frame
-        wire_s = piece.size_bytes / wires.bytes_per_s[origin][piece.to]
-        device.in_free_s = max(device.in_free_s, began_s) + wire_s
-        ahead_s = wires.burst_s[origin][piece.to]
-        there_s = max(now_s, device.in_free_s - ahead_s) + wires.latency_s[origin][piece.to]
-        device.reading_until_s = max(
-            device.reading_until_s + spent_s, there_s + spent_s / piece.frames
-        )
-        self._at(device.reading_until_s, partial(self._come, piece, spent_s))
+        free_s = device.in_free_s
+        if free_s < began_s:
+            free_s = began_s
+        free_s += piece.size_bytes / wires.bytes_per_s[origin][to]
+        device.in_free_s = free_s
+        there_s = free_s - wires.burst_s[origin][to]
+        if there_s < now_s:
+            there_s = now_s
+        there_s += wires.latency_s[origin][to] + spent_s / piece.frames
+        read_s = device.reading_until_s + spent_s
+        if read_s < there_s:
+            read_s = there_s
+        device.reading_until_s = read_s
+        self._at(read_s, _Happens.COME, to, piece, spent_s)
 
-    def _come(self, piece: Piece, spent_s: float, now_s: float) -> None:
+    def _come(self, index: int, piece: Piece, spent_s: float, now_s: float) -> None:
         """A piece can be computed with."""
-        device = self._devices[piece.to]
+        device = self._devices[index]
         device.have.add(piece.key)
         if device.chunk is None:
-            self._go_on(piece.to, now_s)
-        elif not self._wires.costs[piece.to].own_core:
+            self._go_on(index, now_s)
+        elif not self._wires.costs[index].own_core:
             device.lost_s += spent_s
 
     def _go_on(self, index: int, now_s: float) -> None:
         """With the chain that has come least far of those that can."""
         device = self._devices[index]
-        best: int | None = None
+        best, fewest = -1, 0
         for number, chain in enumerate(device.program):
             step = device.next_chunk[number]
-            if step == len(chain) or (best is not None and device.next_chunk[best] <= step):
+            if step == len(chain) or (best >= 0 and fewest <= step):
                 continue
             if device.have.issuperset(chain[step].needs):
-                best = number
-        if best is not None:
-            device.chunk = device.program[best][device.next_chunk[best]]
+                best, fewest = number, step
+        if best >= 0:
+            chunk = device.chunk = device.program[best][fewest]
             device.began_s = now_s
-            device.next_chunk[best] += 1
-            self._at(now_s + device.chunk.compute_s, partial(self._done, index))
+            device.next_chunk[best] = fewest + 1
+            self._at(now_s + chunk.compute_s, _Happens.DONE, index)
 
-    def _at(self, at_s: float, happens: Callable[[float], None]) -> None:
+    def _at(
+        self,
+        at_s: float,
+        happens: _Happens,
+        index: int,
+        piece: Piece | None = None,
+        seconds: float = 0.0,
+    ) -> None:
         self._count += 1
-        heappush(self._events, (at_s, self._count, happens))
+        heappush(self._events, (at_s, self._count, happens, index, piece, seconds))
 
 
 def _counts(program: Program, layers: int) -> list[int]:

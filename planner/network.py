@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import inf
 
 from mesh.ids import PeerId
@@ -56,11 +57,13 @@ def hidden_bytes(model: ModelProfile, tokens: int) -> int:
     return rows_bytes(tokens, model.hidden_size)
 
 
+@lru_cache(maxsize=1 << 12)  # a search asks for the same few a hundred thousand times
 def rows_bytes(rows: int, width: int, wire: Wire = Wire.FP32) -> int:
     """What [rows, width] weighs on the wire; a frame holds whole rows."""
     return rows * _row_bytes(width, wire) + frames(rows, width, wire) * FRAME_OVERHEAD_BYTES
 
 
+@lru_cache(maxsize=1 << 12)
 def frames(rows: int, width: int, wire: Wire = Wire.FP32) -> int:
     """How many frames [rows, width] takes."""
     return -(-rows // max(1, FRAME_BYTES // _row_bytes(width, wire)))

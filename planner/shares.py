@@ -8,7 +8,7 @@ one head or a few columns at a time (papers: Asteroid's straggler offloading, ph
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from planner.counting import largest, spans, whole_numbers
@@ -33,6 +33,7 @@ class Cutting:
     request: Request
     limits: tuple[int, ...]  # bytes for the layers on each device
     kinds: tuple[tuple[int, int], ...]  # `planner.memory.alike` of the layers
+    weighed: dict[tuple[int, int], int] = field(default_factory=dict, compare=False)  # by `_weigh`
 
     def speed(self, number: int) -> float:
         """Of one device with the whole of a layer: layers of this request a second."""
@@ -213,6 +214,8 @@ def _weigh(cutting: Cutting, heads: int, columns: int) -> int:
     """At most what a share with so many takes, wherever its spans lie: they may cut through a group
     of heads and through units at both ends.
     """
+    if (heads, columns) in cutting.weighed:
+        return cutting.weighed[heads, columns]
     first = cutting.model.cut_of(0)
     assert first is not None
     begin = min(1, first.heads - heads)
@@ -222,10 +225,12 @@ def _weigh(cutting: Cutting, heads: int, columns: int) -> int:
         heads=Span(begin, begin + heads),
         columns=Span(aside, aside + columns),
     )
-    return sum(
+    size_bytes = sum(
         count * layer_share_bytes(cutting.model, index, share, cutting.capacity)
         for index, count in cutting.kinds
     )
+    cutting.weighed[heads, columns] = size_bytes
+    return size_bytes
 
 
 def _column_step(columns: int, unit: int, count: int) -> int:

@@ -68,49 +68,55 @@ def _hybrid_chain(one: Pass, me: int, tile: int, span: Span, spans: Sequence[Spa
     sum_s = len(others) * (pack_s * mine + cost.add_s(mine, one.width))
     connect_s = cost.connect_s(mine) / 2
 
+    project_s, mlp_s = unpack_s + cost.project_s(rows), unpack_s + cost.mlp_s(rows) + scatter_s
+    attend_s = cost.attend_s(span.first, rows, sees_all_of=one.attends_to)
+    attend_s += cost.close_s(rows) + scatter_s
+    ahead = range(len(spans)) if one.sees_all else range(max(0, tile - 1), tile)
+    to_all = [one.piece(to, (), mine) for to in others if mine]
+    to_owners = [one.piece(to, (), len(owned[to])) for to in others if len(owned[to])]
+
     def gathered(layer: int, phase: str) -> tuple[Key, ...]:
         return tuple((layer, phase, tile, origin) for origin in others if len(owned[origin]))
 
-    def sends(layer: int, phase: str, *, scatter: bool) -> tuple[Piece, ...]:
-        key = (layer, phase, tile, me)
-        counts = [len(owned[to]) if scatter else mine for to in others]
-        return tuple(one.piece(to, key, n) for to, n in zip(others, counts, strict=True) if n)
+    def scattered(layer: int, phase: str) -> tuple[Key, ...]:
+        return tuple((layer, phase, tile, origin) for origin in others) if mine else ()
 
-    chunks = [Chunk(connect_s + gather_s, pieces=sends(0, "attend", scatter=False))]
+    def sends(layer: int, phase: str, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        key = (layer, phase, tile, me)
+        return tuple(Piece(each.to, key, each.size_bytes, each.frames) for each in pieces)
+
+    chunks = [Chunk(connect_s + gather_s, pieces=sends(0, "attend", to_all))]
     for layer in range(one.layers):
-        is_last = layer == one.layers - 1
+        is_last, mark = layer == one.layers - 1, ((layer, tile),)
         project = Chunk(
-            unpack_s + cost.project_s(rows),
+            project_s,
             needs=gathered(layer, "attend"),
-            marks=((layer, tile),) if one.sees_all else (),
+            marks=mark if one.sees_all else (),
             layer=layer,
         )
-        ahead = range(len(spans)) if one.sees_all else range(max(0, tile - 1), tile)
         attend = Chunk(
-            cost.attend_s(span.first, rows, sees_all_of=one.attends_to)
-            + cost.close_s(rows)
-            + scatter_s,
+            attend_s,
             needs=tuple((layer, before) for before in ahead),
-            marks=() if one.sees_all else ((layer, tile),),
-            pieces=sends(layer, "attended", scatter=True),
+            marks=() if one.sees_all else mark,
+            pieces=sends(layer, "attended", to_owners),
             layer=layer,
         )
         between = Chunk(
             sum_s + connect_s + gather_s,
-            needs=tuple((layer, "attended", tile, origin) for origin in others) if mine else (),
-            pieces=sends(layer, "mlp", scatter=False),
+            needs=scattered(layer, "attended"),
+            pieces=sends(layer, "mlp", to_all),
             layer=layer,
         )
         mlp = Chunk(
-            unpack_s + cost.mlp_s(rows) + scatter_s,
+            mlp_s,
             needs=gathered(layer, "mlp"),
-            pieces=sends(layer, "done", scatter=True),
+            pieces=sends(layer, "done", to_owners),
             layer=layer,
         )
         end = Chunk(
             sum_s + connect_s + (0.0 if is_last else gather_s),
-            needs=tuple((layer, "done", tile, origin) for origin in others) if mine else (),
-            pieces=() if is_last else sends(layer + 1, "attend", scatter=False),
+            needs=scattered(layer, "done"),
+            pieces=() if is_last else sends(layer + 1, "attend", to_all),
             layer=layer,
         )
         chunks += [project, attend, between, mlp, end]

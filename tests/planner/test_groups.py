@@ -23,6 +23,7 @@ from planner.network import links_of
 from planner.plan import Capacity, Share, Span, Split, Stage, Wire
 from planner.profile import Cluster, DeviceProfile, LinkProfile, ModelProfile, Stacks
 from planner.request import Request, request_of
+from tests.pace import times_slower
 from tests.planner.homes import (
     EPOCH,
     MB,
@@ -366,9 +367,14 @@ def test_the_same_home_gets_the_same_plan(home: Cluster, of: ModelProfile) -> No
 def test_eight_devices_are_planned_within_a_second(memory_mb: int, stacks: Stacks) -> None:
     devices = [board(n, 0.25 * (1 + n / 10), memory_mb * MB) for n in range(8)]
     home, of = at_mbit(125, *devices), replace(bert(20, stacks), head_bytes=20 * MB)
-    started_s = time.process_time()
-    choice = chosen(home, of, wanted=Capacity(4, 8192))
-    assert time.process_time() - started_s < 1.0  # 0.2 to 0.5 s on a core of a server
+    took_s: list[float] = []
+    slower = [times_slower()]
+    for _ in range(3):
+        started_s = time.process_time()
+        choice = chosen(home, of, wanted=Capacity(4, 8192))
+        took_s.append(time.process_time() - started_s)
+        slower.append(times_slower())
+    assert min(took_s) < 1.0 * max(slower)  # on a core of a server 0.1 to 0.4 s
     assert len(choice.plan.devices) > 1
 
 
