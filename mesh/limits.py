@@ -5,7 +5,7 @@ from typing import Final
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 # --- sockets -------------------------------------------------------------------------------------
 TLS_HANDSHAKE_TIMEOUT_S: Final = 5.0  # a phone on bad Wi-Fi needs one; a silent socket gets no more

@@ -51,7 +51,7 @@ class Attack:
         hello = client_hello(stranger.client_context)
         attacks: list[Callable[[], Awaitable[None]]] = []
         if trust is not None:  # first, while they are let in
-            headers = b"GET /v1/control HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 1000
+            headers = b"GET /v2/control HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 1000
             attacks += [lambda: self._slow(trust.client_context)] * SLOW
             attacks += [lambda: self._drip(headers, trust.client_context)] * DRIPPING
         attacks += [lambda: self._drip(hello, None)] * DRIPPING
@@ -111,7 +111,7 @@ class Attack:
         self.counts["slow"] += 1
         writer.transport.pause_reading()
         writer.write(
-            b"GET /v1/control HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"GET /v2/control HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
         try:

@@ -374,7 +374,7 @@ def test_eight_devices_are_planned_within_a_second(memory_mb: int, stacks: Stack
         choice = chosen(home, of, wanted=Capacity(4, 8192))
         took_s.append(time.process_time() - started_s)
         slower.append(times_slower())
-    assert min(took_s) < 1.0 * max(slower)  # on a core of a server 0.1 to 0.4 s
+    assert min(took_s) < 1.0 * max(slower)  # 1.6 s where Python takes twice as long
     assert len(choice.plan.devices) > 1
 
 

@@ -334,7 +334,7 @@ async def test_nothing_but_pairing_is_behind_the_door_and_no_pairing_at_the_mesh
         reader, writer = await asyncio.open_connection(
             here.address.host, here.address.port, ssl=blind, server_hostname=""
         )
-        writer.write(b"GET /v1/control HTTP/1.1\r\n\r\n")
+        writer.write(b"GET /v2/control HTTP/1.1\r\n\r\n")
         assert await read_to_end(reader) == b"", "not even an answer in HTTP"
         writer.transport.abort()
         assert not member.accepted

@@ -103,7 +103,7 @@ async def knock(here: Device, context: ssl.SSLContext) -> float:
         reader, writer = await asyncio.open_connection(
             here.address.host, here.address.port, ssl=context, server_hostname=""
         )
-        writer.write(b"GET /v1/control HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+        writer.write(b"GET /v2/control HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
         said = await reader.read()
         writer.transport.abort()
     except OSError:  # an alert of TLS, or a reset

@@ -83,7 +83,7 @@ async def test_both_ends_know_each_other_and_messages_pass_in_order():
 async def test_messages_are_not_compressed_even_if_a_client_offers_it():
     async with device(SECRET) as one, device(SECRET) as two, aiohttp.ClientSession() as session:
         raw = await session.ws_connect(
-            f"https://{two.address}/v1/control",
+            f"https://{two.address}/v2/control",
             ssl=one.trust.client_context,
             compress=15,
             timeout=aiohttp.ClientWSTimeout(ws_close=0.01),
@@ -207,7 +207,7 @@ async def test_a_silent_socket_is_closed_when_its_time_is_over():
         writer.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /v1/control HTTP/1.1\r\nHost: x\r\nSlow: "])
+@pytest.mark.parametrize("said", [b"", b"GET /v2/control HTTP/1.1\r\nHost: x\r\nSlow: "])
 async def test_a_request_that_never_ends_is_closed_when_its_time_is_over(said):
     async with device(SECRET, request_timeout_s=0.05) as here:
         context = MeshTrust(Identity.generate(), SECRET).client_context
@@ -227,7 +227,7 @@ async def test_a_request_that_never_ends_is_closed_when_its_time_is_over(said):
     [
         (b"GET /v1/elsewhere HTTP/1.1", b"404"),
         (b"GET /v2/control HTTP/1.1", b"426"),
-        (b"GET /v1/control HTTP/1.1", b"400"),
+        (b"GET /v2/control HTTP/1.1", b"400"),
         (b"nonsense", b"400"),
         (b"GET /v1/" + b"x" * MAX_REQUEST_LINE_BYTES + b" HTTP/1.1", b"400"),
     ],
