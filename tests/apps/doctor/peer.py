@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mesh.config import StateFolder
 from mesh.identity import Identity
-from mesh.limits import DEFAULT_PORT, MAX_CONTROL_BYTES
+from mesh.limits import DEFAULT_PORT, MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from mesh.net.control import CONTROL_ROUTE
 from mesh.net.discovery import Discovery
 from mesh.net.interfaces import Interface
@@ -51,6 +51,6 @@ if __name__ == "__main__":
     parser.add_argument("host")
     parser.add_argument("--interface", default="eth0")
     parser.add_argument("--name", default="peer")
-    parser.add_argument("--protocol", type=int, default=1)
+    parser.add_argument("--protocol", type=int, default=PROTOCOL_VERSION)
     asked = parser.parse_args()
     asyncio.run(run(asked.home, asked.interface, asked.host, asked.name, asked.protocol))

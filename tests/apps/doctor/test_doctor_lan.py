@@ -17,7 +17,7 @@ from apps.bench.lan import Lan, why_not
 from mesh.config import StateFolder, write_private
 from mesh.identity import Identity
 from mesh.ids import Address
-from mesh.limits import DEFAULT_PORT
+from mesh.limits import DEFAULT_PORT, PROTOCOL_VERSION
 from mesh.state_store import FileStore, KnownPeer, StoredState
 from mesh.trust import MeshSecret
 
@@ -33,6 +33,7 @@ PLAIN, DEAF, GAGGED, APART = range(6, 10)  # who asks
 DEVICES = 10
 DEADLINE_S = 60.0
 Reports = dict[str, dict[str, Any]]
+VERSIONS = f"speaks protocol {PROTOCOL_VERSION + 1}, this device {PROTOCOL_VERSION}"
 
 
 def folder_of(root: Path, device: int, secret: MeshSecret, identity: Identity) -> Path:
@@ -108,12 +109,12 @@ async def reports(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rep
     root = tmp_path_factory.mktemp("devices")
     own = Identity.generate()
     people = {
-        HEALTHY: ("healthy", SECRET, Identity.generate(), 1),
-        OTHER_MESH: ("next door", MeshSecret.new(), Identity.generate(), 1),
-        NEWER: ("newer", SECRET, Identity.generate(), 2),
-        DROPS: ("drops", SECRET, Identity.generate(), 1),
-        REJECTS: ("rejects", SECRET, Identity.generate(), 1),
-        COPY: ("copy", SECRET, own, 1),
+        HEALTHY: ("healthy", SECRET, Identity.generate(), PROTOCOL_VERSION),
+        OTHER_MESH: ("next door", MeshSecret.new(), Identity.generate(), PROTOCOL_VERSION),
+        NEWER: ("newer", SECRET, Identity.generate(), PROTOCOL_VERSION + 1),
+        DROPS: ("drops", SECRET, Identity.generate(), PROTOCOL_VERSION),
+        REJECTS: ("rejects", SECRET, Identity.generate(), PROTOCOL_VERSION),
+        COPY: ("copy", SECRET, own, PROTOCOL_VERSION),
     }
     async with asyncio.timeout(DEADLINE_S), AsyncExitStack() as stack:
         lan = stack.enter_context(Lan(DEVICES))
@@ -169,7 +170,7 @@ async def test_a_device_that_hears_everybody_says_what_is_wrong_with_each(
     plain = reports["plain"]
     assert "healthy" in found(plain, "meets")["text"]
     found(plain, "other-mesh", "next door (10.77.0.2)")
-    found(plain, "other-version", "newer (10.77.0.3) speaks protocol 2, this device 1")
+    found(plain, "other-version", f"newer (10.77.0.3) {VERSIONS}")
     assert "ufw allow 8478/tcp" in found(plain, "firewall", "drops is on")["do"]
     found(plain, "refused", "rejects is on, and its port 8478 is refused")
     assert "device.key" in found(plain, "same-identity", "10.77.0.6 has the very key")["do"]
@@ -191,4 +192,4 @@ async def test_an_address_that_is_asked_for(reports: Reports) -> None:
     found(reports["far"], "no-way", "10.99.0.1:8478 is in none of this device's networks")
     found(reports["healthy"], "meets")
     found(reports["next door"], "other-mesh", "10.77.0.2:8478 is of another mesh")
-    found(reports["newer"], "other-version", "speaks protocol 2, this device 1")
+    found(reports["newer"], "other-version", VERSIONS)
