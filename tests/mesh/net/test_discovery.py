@@ -13,7 +13,7 @@ from zeroconf import IPVersion
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from mesh.ids import Address, PeerId
-from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE
+from mesh.limits import MAX_CANDIDATES, MAX_HINTS_PER_CANDIDATE, PROTOCOL_VERSION
 from mesh.net import discovery
 from mesh.net.discovery import PAIRING_SERVICE_TYPE, PAIRING_TAG, SERVICE_TYPE, Discovery
 from mesh.net.interfaces import SYSFS, Interface
@@ -30,7 +30,13 @@ class Heard:
     """What a Discovery reports, with an event for whoever waits."""
 
     def __init__(
-        self, tag: str, port: int, *, protocol: int = 1, sysfs: Path = SYSFS, **options: Any
+        self,
+        tag: str,
+        port: int,
+        *,
+        protocol: int = PROTOCOL_VERSION,
+        sysfs: Path = SYSFS,
+        **options: Any,
     ) -> None:
         self.own = some_peer()
         self.hints: list[tuple[Address, PeerId]] = []
@@ -114,7 +120,9 @@ async def test_another_mesh_and_another_version_are_said_once_and_are_no_hints()
                 and any("1007" in text and "protocol 9" in text for text in here.others)
             )
         )
-        await newer.until(lambda: any("speaks protocol 1" in text for text in newer.others))
+        await newer.until(
+            lambda: any(f"speaks protocol {PROTOCOL_VERSION}" in text for text in newer.others)
+        )
     assert len(here.others) == len(set(here.others))
     assert not here.hints
     assert not newer.hints
