@@ -194,11 +194,11 @@ async def test_a_cable_back_in_announces_again(tmp_path):
 async def test_announcements_that_lie_are_no_hints():
     tag, good = a_tag(), some_peer()
     here = Heard(tag, 1011)
-    right = {"v": "1", "mesh": tag, "id": str(good), "name": "good"}
+    right = {"v": str(PROTOCOL_VERSION), "mesh": tag, "id": str(good), "name": "good"}
     lies = [
         ({**right, "id": "nonsense"}, ["127.0.0.1"]),
         ({**right, "id": str(here.own)}, ["127.0.0.1"]),
-        ({"v": "1", "mesh": tag}, ["127.0.0.1"]),
+        ({"v": str(PROTOCOL_VERSION), "mesh": tag}, ["127.0.0.1"]),
         ({**right, "id": str(some_peer())}, ["0.0.0.0", "224.0.0.251"]),  # noqa: S104
         ({**right, "v": "\x1b[2J" * 10, "id": str(some_peer())}, ["127.0.0.1"]),
         (right, [f"127.0.1.{n}" for n in range(1, 10)]),
@@ -253,7 +253,12 @@ async def test_a_door_is_found_by_who_knows_no_mesh_and_by_nobody_else_and_tells
     assert member.hints[0][1] == other.own
     assert not any("1020" in text for text in member.others), "a door is no other mesh"
     said = door.discovery._own_service(["127.0.0.1"]).decoded_properties
-    assert said == {"v": "1", "mesh": PAIRING_TAG, "id": door.own, "name": "device 1020"}
+    assert said == {
+        "v": str(PROTOCOL_VERSION),
+        "mesh": PAIRING_TAG,
+        "id": door.own,
+        "name": "device 1020",
+    }
 
 
 async def test_a_device_with_an_older_secret_is_heard_and_is_no_hint():
