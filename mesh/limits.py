@@ -25,7 +25,7 @@ MAX_NAME_CHARS: Final = 64
 MAX_LOG_LINES_PER_S: Final = 10  # of one cause; a peer that floods us must not fill our disk
 
 # --- tensor frames -------------------------------------------------------------------------------
-TENSOR_TILE_BYTES: Final = 512 * KIB  # 34 ms at 125 Mbit/s; a frame costs what 100 KiB of it cost
+TENSOR_TILE_BYTES: Final = 512 * KIB  # 34 ms at 125 Mbit/s; each frame wakes both ends
 MAX_TENSOR_FRAME_BYTES: Final = 1 * MIB  # refused above, before anything is allocated
 MAX_TENSOR_BYTES: Final = 256 * MIB  # one step's whole tensor, all tiles
 MAX_TENSOR_DIM: Final = 1 << 20

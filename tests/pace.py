@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 ADDITIONS: Final = 300_000
-SERVER_S: Final = 0.06 * ADDITIONS / 1e6  # a core of 3 GHz adds a million numbers in so long
+SERVER_S: Final = 0.06 * ADDITIONS / 1e6  # what is called a server here: not measured on one
 
 
 def times_slower() -> float:

@@ -63,8 +63,12 @@ def masked(opcode: Opcode, data: bytes | memoryview) -> bytes:
 
 def closing(code: int, reason: str) -> bytes:
     """What a close frame carries."""
-    text = reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
-    return _CODE.pack(code) + text.encode()
+    return _CODE.pack(code) + reason_bytes(reason)
+
+
+def reason_bytes(reason: str) -> bytes:
+    """As much of it as a close frame holds, in whole letters."""
+    return reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore").encode()
 
 
 @dataclass(slots=True)

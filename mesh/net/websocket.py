@@ -15,8 +15,9 @@ from aiohttp.http_websocket import WebSocketError
 from aiohttp.web import WebSocketResponse
 
 from mesh.ids import Address, PeerId
-from mesh.limits import CLOSE_TIMEOUT_S, MAX_CLOSE_REASON_BYTES
+from mesh.limits import CLOSE_TIMEOUT_S
 from mesh.net.ending import BadMessage, Ending
+from mesh.net.framing import reason_bytes
 
 
 class Websocket(Ending):
@@ -69,11 +70,10 @@ class Websocket(Ending):
         if self._closed.is_set():
             return
         self._end(reason)
-        text = reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore").encode()
         try:
             with contextlib.suppress(TimeoutError, ClientError, OSError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._raw.close(code=code, message=text)
+                    await self._raw.close(code=code, message=reason_bytes(reason))
         finally:
             self._cut()
 
