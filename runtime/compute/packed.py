@@ -2,7 +2,8 @@
 
 A plain product lays the weights out anew each time. That is nothing beside many rows, and as much
 as the product itself beside a device's share of them: a layer of BERT-large took 0.64 to 0.78 of
-the time with 71 rows, 0.57 with 36, 0.94 with 284, and 1.1 of it with a single one (one thread, AVX-512).
+the time with 71 rows, 0.57 with 36, 0.94 with 284, and 1.1 of it with a single one (one thread,
+AVX-512).
 """
 
 from __future__ import annotations
