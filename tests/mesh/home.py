@@ -10,6 +10,7 @@ from typing import Any
 
 from mesh.identity import Identity
 from mesh.ids import Address, Epoch, PeerId, PlanId, SessionId
+from mesh.limits import PROTOCOL_VERSION
 from mesh.net.control import ControlTransport
 from mesh.net.dialer import Dialer
 from mesh.net.server import WebsocketServer
@@ -66,7 +67,7 @@ async def device(
     secret: MeshSecret,
     *,
     identity: Identity | None = None,
-    protocol: int = 1,
+    protocol: int = PROTOCOL_VERSION,
     dial_timeout_s: float = 3.0,
     **server: Any,
 ) -> AsyncIterator[Device]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -11,18 +11,12 @@ from mesh.errors import LinkClosed
 from mesh.limits import CLOSE_TIMEOUT_S, MAX_WAITING_MESSAGES
 from mesh.net.ending import BadMessage
 from mesh.trust import MeshSecret
-from tests.mesh.home import DEADLINE_S, Device, device
+from tests.mesh.home import Device, device
 
 SECRET = MeshSecret.new()
 ROUTE = "echo"
 MOST = 1 << 20
 SIZES = [0, 1, 125, 126, 65535, 65536, 300_000, MOST]
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(DEADLINE_S):
-        yield
 
 
 async def echo(websocket: object) -> None:

@@ -25,16 +25,10 @@ from mesh.net.pairing_talk import PAIRING_VERSION, Handover, Talk
 from mesh.pairing_window import PairingWindow
 from mesh.spake import CONFIRMATION_BYTES, SPAKE_BYTES, Exchange, Role
 from mesh.trust import MeshSecret, MeshTrust, pairing_trust
-from tests.mesh.home import DEADLINE_S, LOOPBACK, Relay, device
+from tests.mesh.home import LOOPBACK, Relay, device
 
 CODE = "271828"
 SECRET = MeshSecret.new()
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(DEADLINE_S):
-        yield
 
 
 @dataclass

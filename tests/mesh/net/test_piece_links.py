@@ -19,12 +19,6 @@ SECRET = MeshSecret.new()
 COLLECTION = bytes(range(32))
 
 
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(DEADLINE_S):
-        yield
-
-
 def content(request: PieceRequest) -> bytes:
     return bytes([request.number % 251]) * (1 + request.number)
 

@@ -26,18 +26,12 @@ from mesh.spake import Exchange, Role
 from mesh.state_store import MemoryStore
 from mesh.tensor_frame import encode_header
 from mesh.trust import MeshSecret
-from tests.mesh.home import DEADLINE_S, LOOPBACK, device, header, link_up
+from tests.mesh.home import LOOPBACK, device, header, link_up
 from tests.mesh.net.members import members, until
 from tests.mesh.net.test_pairing_door import talk_to
 
 SECRET = MeshSecret.new()
 FRAMES = 5
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(DEADLINE_S):
-        yield
 
 
 @dataclass

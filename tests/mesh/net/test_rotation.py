@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,11 @@ from mesh.net.dialer import Dialer
 from mesh.net.rekey import REKEY_ROUTE, ask_peer
 from mesh.rotation import AskPromise, NewSecret, Promise, offer_of
 from mesh.trust import MeshSecret, MeshTrust
-from tests.mesh.home import DEADLINE_S, header
+from tests.mesh.home import header
 from tests.mesh.net.members import Member, all_linked, members, until
 
 MAX = MAX_CONTROL_BYTES
 EFFECTIVE_S = 2.0  # from the command to the last link below the old secret
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(2 * DEADLINE_S):
-        yield
 
 
 def one_mesh(there: list[Member], generation: int) -> bool:

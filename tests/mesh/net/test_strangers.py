@@ -9,7 +9,6 @@ import asyncio
 import ssl
 import statistics
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -17,17 +16,11 @@ from mesh.certificate import ca_certificate, leaf_certificate
 from mesh.identity import Identity
 from mesh.net.rekey import REKEY_ROUTE
 from mesh.trust import MeshSecret, MeshTrust, _context, pairing_trust
-from tests.mesh.home import DEADLINE_S, Device, device
+from tests.mesh.home import Device, device
 
 ANSWER_S = 0.05  # from connecting to knowing that one is out
 TRIES = 15
 OLD, NEW = MeshSecret.new(), MeshSecret.new()
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    async with asyncio.timeout(DEADLINE_S):
-        yield
 
 
 def no_certificate(member: Identity) -> ssl.SSLContext:

@@ -32,18 +32,12 @@ from mesh.net.stream import (
 from mesh.net.tensor_links import TENSOR_ROUTE, TensorLinks
 from mesh.tensor_frame import Kind, encode_header
 from mesh.trust import MeshSecret, MeshTrust
-from tests.mesh.home import DEADLINE_S, LOOPBACK, Device, Relay, device, header, link_up
+from tests.mesh.home import LOOPBACK, Device, Relay, device, header, link_up
 
 SECRET = MeshSecret.new()
 START_BYTES = 16
 TLS_RECORD_BYTES = 16384
 TLS_OVERHEAD_BYTES = 22  # per record, in TLS 1.3 with AES-GCM or ChaCha20
-
-
-@pytest.fixture(autouse=True)
-async def deadline():
-    async with asyncio.timeout(DEADLINE_S):
-        yield
 
 
 def payload(width: int, position: int) -> memoryview:

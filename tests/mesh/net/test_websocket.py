@@ -27,6 +27,7 @@ from mesh.limits import (
     MAX_REQUEST_LINE_BYTES,
     MAX_UNKNOWN_SOCKETS,
     MAX_UNKNOWN_SOCKETS_PER_HOST,
+    PROTOCOL_VERSION,
 )
 from mesh.net.control import ControlTransport
 from mesh.net.dialer import Dialer
@@ -34,15 +35,10 @@ from mesh.net.server import WebsocketServer
 from mesh.net.sockets import Gate
 from mesh.net.websocket import BadMessage
 from mesh.trust import MeshSecret, MeshTrust
-from tests.mesh.home import DEADLINE_S, LOOPBACK, Device, device
+from tests.mesh.home import LOOPBACK, Device, device
 
 SECRET = MeshSecret.new()
-
-
-@pytest.fixture(autouse=True)
-async def deadline():
-    async with asyncio.timeout(DEADLINE_S):
-        yield
+OURS = b"GET /v%d/" % PROTOCOL_VERSION
 
 
 async def linked(one: Device, two: Device):
@@ -83,7 +79,7 @@ async def test_both_ends_know_each_other_and_messages_pass_in_order():
 async def test_messages_are_not_compressed_even_if_a_client_offers_it():
     async with device(SECRET) as one, device(SECRET) as two, aiohttp.ClientSession() as session:
         raw = await session.ws_connect(
-            f"https://{two.address}/v2/control",
+            f"https://{two.address}/v{PROTOCOL_VERSION}/control",
             ssl=one.trust.client_context,
             compress=15,
             timeout=aiohttp.ClientWSTimeout(ws_close=0.01),
@@ -207,7 +203,7 @@ async def test_a_silent_socket_is_closed_when_its_time_is_over():
         writer.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /v2/control HTTP/1.1\r\nHost: x\r\nSlow: "])
+@pytest.mark.parametrize("said", [b"", OURS + b"control HTTP/1.1\r\nHost: x\r\nSlow: "])
 async def test_a_request_that_never_ends_is_closed_when_its_time_is_over(said):
     async with device(SECRET, request_timeout_s=0.05) as here:
         context = MeshTrust(Identity.generate(), SECRET).client_context
@@ -225,11 +221,11 @@ async def test_a_request_that_never_ends_is_closed_when_its_time_is_over(said):
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
-        (b"GET /v1/elsewhere HTTP/1.1", b"404"),
-        (b"GET /v2/control HTTP/1.1", b"426"),
-        (b"GET /v2/control HTTP/1.1", b"400"),
+        (OURS + b"elsewhere HTTP/1.1", b"404"),
+        (b"GET /v1/control HTTP/1.1", b"426"),
+        (OURS + b"control HTTP/1.1", b"400"),
         (b"nonsense", b"400"),
-        (b"GET /v1/" + b"x" * MAX_REQUEST_LINE_BYTES + b" HTTP/1.1", b"400"),
+        (OURS + b"x" * MAX_REQUEST_LINE_BYTES + b" HTTP/1.1", b"400"),
     ],
 )
 async def test_a_member_with_a_wrong_request_is_answered_and_closed(request_line, status):
