@@ -8,7 +8,7 @@ A line is one for everything else: it belongs to a route, and may be cut.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Literal, NoReturn, Protocol
 
 from mesh.ids import Address, PeerId
 
@@ -55,7 +55,20 @@ class Transport(Protocol):
 
 
 class Line(Channel, Protocol):
-    """One connection to one peer, on a route."""
+    """One connection to one peer, on a route, for many messages or large ones."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the network takes more: `send` would not wait."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """As `send`, but never waits: what the network does not take yet stays in memory."""
+
+    async def each(self, take: Callable[[bytes | bytearray], None]) -> NoReturn:
+        """Calls `take` with every message, as soon as it is here and with no task in between.
+
+        Until the connection ends, which raises LinkClosed, or `take` raises; as that does.
+        """
 
     async def send(self, data: bytes | memoryview) -> None:
         """Written at once and in order; returns when the network takes more. Raises LinkClosed.
@@ -80,10 +93,10 @@ class Routes(Protocol):
         *,
         max_bytes: int,
         admit: Callable[[PeerId], bool] = ...,
-        direct: bool = False,
+        direct: Literal[True],
     ) -> None:
-        """`handler` runs in a task per line, which is closed when it returns. `direct` is for many
-        large messages; then whoever dialled speaks first.
+        """`handler` runs in a task per line, which is closed when it returns. Whoever dialled
+        speaks first.
         """
 
 
@@ -96,9 +109,9 @@ class Dials(Protocol):
         route: str,
         *,
         max_bytes: int,
-        direct: bool = False,
+        direct: Literal[True],
     ) -> Line:
-        """`direct` is for many large messages; then this side speaks first.
+        """This side speaks first.
 
         Raises DialRefused, DialTimeout, NotOfThisMesh, VersionMismatch or LinkClosed.
         """

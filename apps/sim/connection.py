@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from typing import NoReturn
 
 from apps.sim.clock import NOBODY, virtual_loop
 from apps.sim.network import FAST_S, Door
@@ -55,7 +57,14 @@ class End:
     def _there(self) -> str:
         return self.other.door.host.name
 
+    @property
+    def is_free(self) -> bool:
+        return True
+
     async def send(self, data: bytes | memoryview) -> None:
+        self.write(data)
+
+    def write(self, data: bytes | memoryview) -> None:
         if not self.open:
             raise LinkClosed("this end is closed")
         network = self.door.network
@@ -81,6 +90,10 @@ class End:
             raise LinkClosed(str(first))
         self._inbox.popleft()
         return first
+
+    async def each(self, take: Callable[[bytes | bytearray], None]) -> NoReturn:
+        while True:
+            take(await self.receive())
 
     async def close(self, reason: str, code: int = 1000) -> None:
         self.shut(reason)

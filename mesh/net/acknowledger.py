@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import TracebackType
+from typing import Self
 
 from mesh.errors import LinkClosed
 from mesh.limits import ACK_DELAY_S
@@ -12,31 +14,38 @@ from mesh.transport import Line
 
 
 class Acknowledger:
-    """One acknowledgement for all frames handled since the last."""
+    """One acknowledgement for all frames handled since the last; none after `with`."""
 
-    def __init__(self, websocket: Line, stream: ReceiveStream) -> None:
-        self._websocket = websocket
+    def __init__(self, line: Line, stream: ReceiveStream) -> None:
+        self._line = line
         self._stream = stream
-        self._came = asyncio.Event()  # there is something
-        self._due = asyncio.Event()  # and it should go now
+        self._loop = asyncio.get_running_loop()
+        self._later: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._forget()
 
     def handled(self) -> None:
         """The reader of the connection is done with a frame."""
-        self._came.set()
         if self._stream.is_due:
-            self._due.set()
+            self._acknowledge()
+        elif self._later is None:
+            self._later = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
 
-    async def run(self) -> None:
-        """Until cancelled, or the connection ends."""
-        clock = asyncio.get_running_loop().time
-        try:
-            while True:
-                await self._came.wait()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(ACK_DELAY_S):
-                        await self._due.wait()
-                self._came.clear()
-                self._due.clear()
-                await self._websocket.send(self._stream.acknowledgement(clock()))
-        except LinkClosed:
-            return  # the reader sees the same end, and says why
+    def _acknowledge(self) -> None:
+        self._forget()
+        with contextlib.suppress(LinkClosed):  # the reader sees the same end, and says why
+            self._line.write(self._stream.acknowledgement(self._loop.time()))
+
+    def _forget(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None

@@ -25,7 +25,7 @@ from mesh.limits import CLOSE_TIMEOUT_S, DIAL_TIMEOUT_S, PROTOCOL_VERSION
 from mesh.net.direct import DirectWebsocket
 from mesh.net.upgrade import Upgraded, upgrade
 from mesh.net.websocket import Websocket
-from mesh.transport import Dials, Line
+from mesh.transport import Channel, Dials, Line
 from mesh.trust import MeshTrust
 
 VERSION_HEADER = "Potluck-Protocol"
@@ -55,8 +55,8 @@ class Dialer:
 
     @overload
     async def dial(
-        self, address: Address, route: str, *, max_bytes: int, direct: bool = ...
-    ) -> Websocket | DirectWebsocket: ...
+        self, address: Address, route: str, *, max_bytes: int, direct: Literal[True]
+    ) -> DirectWebsocket: ...
 
     async def dial(
         self, address: Address, route: str, *, max_bytes: int, direct: bool = False
@@ -135,20 +135,19 @@ class Dialer:
 
 
 async def dial_peer(
-    dialer: Dials,
-    address: Address,
-    route: str,
-    peer: PeerId,
-    *,
-    max_bytes: int,
-    direct: bool = False,
+    dialer: Dials, address: Address, route: str, peer: PeerId, *, max_bytes: int
 ) -> Line:
-    """Like `dial`, for a peer already known: another device at its address is a LinkError."""
-    websocket = await dialer.dial(address, route, max_bytes=max_bytes, direct=direct)
-    if websocket.peer != peer:
-        await websocket.close("dialled for another device")
-        raise LinkError(f"{address} is now {websocket.peer.short}, expected {peer.short}")
-    return websocket
+    """A line to a peer already known: another device at its address is a LinkError."""
+    line = await dialer.dial(address, route, max_bytes=max_bytes, direct=True)
+    await check_peer(line, address, peer)
+    return line
+
+
+async def check_peer(channel: Channel, address: Address, peer: PeerId) -> None:
+    """Closes a channel that was dialled for another device, and raises LinkError."""
+    if channel.peer != peer:
+        await channel.close("dialled for another device")
+        raise LinkError(f"{address} is now {channel.peer.short}, expected {peer.short}")
 
 
 def _in_words(error: BaseException, address: Address, protocol: int, timeout_s: float) -> MeshError:

@@ -14,7 +14,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from aiohttp import WSCloseCode
 
@@ -52,19 +52,29 @@ class DirectWebsocket(Ending, asyncio.BufferedProtocol):
         self._is_bad = False
         self._is_paused = False  # nothing is read until somebody takes what is there
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytearray], None] | None = None  # while somebody takes each message
         self._writable, self._lost = asyncio.Event(), asyncio.Event()
         self._writable.set()
         self._wakes_at = 1  # so many bytes in the socket
         transport.set_protocol(self)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the socket takes more: `send` would not wait."""
+        return self._writable.is_set()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """As `send`, but never waits: what the socket does not take yet stays in memory."""
+        if self._closed.is_set():
+            raise self._ended()
+        self._write(Opcode.BINARY, data)
 
     async def send(self, data: bytes | memoryview) -> None:
         """Written at once and in order; returns when the socket takes more. Raises LinkClosed.
 
         The memory must not be written to afterwards: what the socket does not take is not copied.
         """
-        if self._closed.is_set():
-            raise self._ended()
-        self._write(Opcode.BINARY, data)
+        self.write(data)
         if not self._writable.is_set():
             await self._writable.wait()
             if self._closed.is_set():
@@ -83,6 +93,18 @@ class DirectWebsocket(Ending, asyncio.BufferedProtocol):
             self._is_paused = False
             self._transport.resume_reading()
         return message
+
+    async def each(self, take: Callable[[bytearray], None]) -> NoReturn:
+        """Calls `take` with every message where it arrives: a task would be woken for each else.
+
+        Raises as `receive` does, and what `take` raises.
+        """
+        self._take = take
+        try:
+            while True:
+                take(await self.receive())  # what had come before, or none and its end
+        finally:
+            self._take = None
 
     async def close(self, reason: str, code: int = WSCloseCode.OK) -> None:
         """Wakes a waiting `receive` at once; the other side learns the reason if it still listens.
@@ -118,7 +140,7 @@ class DirectWebsocket(Ending, asyncio.BufferedProtocol):
             self._on_close(reader.closed)
         elif self._closed.is_set():
             reader.messages.clear()
-        elif reader.messages:
+        elif reader.messages and not self._hand_over():
             self._wake()
             if len(reader.messages) > MAX_WAITING_MESSAGES and not self._is_paused:
                 self._is_paused = True
@@ -170,6 +192,19 @@ class DirectWebsocket(Ending, asyncio.BufferedProtocol):
         if not self._lost.is_set():
             self._write(Opcode.CLOSE, closing(code, reason))
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._cut)
+
+    def _hand_over(self) -> bool:
+        """Whether somebody takes each message, who gets what is there."""
+        take, waiter, messages = self._take, self._waiter, self._reader.messages
+        if take is None or waiter is None or waiter.done():
+            return False
+        try:
+            while messages and self._take is take and not self._closed.is_set():
+                take(messages.popleft())
+        except Exception as error:  # to whoever waits in `each`, and not to asyncio
+            self._take = None
+            waiter.set_exception(error)
+        return True
 
     def _forget(self) -> None:
         """Nobody takes what has come."""

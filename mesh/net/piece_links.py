@@ -92,10 +92,7 @@ class PieceLink:
     @classmethod
     async def dial(cls, dialer: Dials, address: Address, peer: PeerId) -> Self:
         """Raises LinkError or VersionMismatch."""
-        websocket = await dial_peer(
-            dialer, address, PIECE_ROUTE, peer, max_bytes=MAX_ANSWER_BYTES, direct=True
-        )
-        return cls(websocket)
+        return cls(await dial_peer(dialer, address, PIECE_ROUTE, peer, max_bytes=MAX_ANSWER_BYTES))
 
     async def ask(self, request: PieceRequest) -> None:
         """Sends a request; its answer comes from `receive`. Raises LinkClosed."""

@@ -14,7 +14,7 @@ from mesh.errors import ConfigError, LinkClosed, ProtocolError, RotationRefused
 from mesh.ids import Address, PeerId
 from mesh.limits import MAX_CONTROL_BYTES, PROMISE_S, ROTATE_TIMEOUT_S
 from mesh.net.credentials import Credentials
-from mesh.net.dialer import Dialer, dial_peer
+from mesh.net.dialer import Dialer, check_peer
 from mesh.net.server import WebsocketServer
 from mesh.net.websocket import Websocket
 from mesh.rotation import (
@@ -127,7 +127,8 @@ async def ask_peer(
     Raises LinkError, ProtocolError, TimeoutError, or RotationRefused in the other's words.
     """
     async with asyncio.timeout(ROTATE_TIMEOUT_S):
-        websocket = await dial_peer(dialer, address, REKEY_ROUTE, peer, max_bytes=MAX_CONTROL_BYTES)
+        websocket = await dialer.dial(address, REKEY_ROUTE, max_bytes=MAX_CONTROL_BYTES)
+        await check_peer(websocket, address, peer)
         try:
             await websocket.send(encode_rekey(question))
             answer = decode_rekey(await websocket.receive())

@@ -101,18 +101,25 @@ class SendStream:
         message = self._message(header, payload)
         await self.until(lambda: len(self._kept) < FRAMES_IN_FLIGHT)
         number = self._next
-        _NUMBER.pack_into(message, 0, number)
-        view = memoryview(message)  # should the socket take only a part, cutting it copies nothing
-        self._kept.append(view)
-        self._out.append((header, asyncio.get_running_loop().time()))
-        self._counts.frames += 1
-        self._counts.size_bytes += len(view)
+        view = self._keep(header, message)
         if self._websocket is not None:
             self._unsent = number + 1
             # Broken or being cut: the frame is kept, and goes out again with the next connection.
             with contextlib.suppress(LinkClosed):
                 await self._websocket.send(view)
         return number
+
+    def put_now(self, header: FrameHeader, payload: memoryview) -> bool:
+        """As `put`, where that would not wait; else False, and nothing is done."""
+        websocket = self._websocket
+        if websocket is None or not websocket.is_free or len(self._kept) >= FRAMES_IN_FLIGHT:
+            return False
+        number = self._next
+        view = self._keep(header, self._message(header, payload))
+        self._unsent = number + 1
+        with contextlib.suppress(LinkClosed):  # as in `put`
+            websocket.write(view)
+        return True
 
     async def arrived(self, number: int) -> None:
         """Returns when the receiver has acknowledged this frame."""
@@ -141,8 +148,7 @@ class SendStream:
             self._acknowledge(resume)
             await websocket.send(_START.pack(self._id, resume))
             await self._resend(websocket)
-            while True:
-                self._acknowledge(*self._read(await websocket.receive()))
+            await websocket.each(lambda data: self._acknowledge(*self._read(data)))
         except ProtocolError as error:
             await websocket.close(str(error))
             raise LinkClosed(str(error)) from None
@@ -164,6 +170,16 @@ class SendStream:
     @property
     def _next(self) -> int:
         return self._acknowledged + len(self._kept)
+
+    def _keep(self, header: FrameHeader, message: bytearray) -> memoryview:
+        """Numbers a frame for which there is room; it is kept until it is acknowledged."""
+        _NUMBER.pack_into(message, 0, self._next)
+        view = memoryview(message)  # should the socket take only a part, cutting it copies nothing
+        self._kept.append(view)
+        self._out.append((header, asyncio.get_running_loop().time()))
+        self._counts.frames += 1
+        self._counts.size_bytes += len(view)
+        return view
 
     def _message(self, header: FrameHeader, payload: memoryview) -> bytearray:
         payload = payload.cast("B")

@@ -8,7 +8,7 @@ we send to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -33,16 +33,15 @@ from mesh.transport import Dials, Line, Routes
 TENSOR_ROUTE = "tensor"
 _POLICY_VIOLATION = 1008
 
-OnFrame = Callable[[PeerId, TensorFrame], Awaitable[None] | None]
+OnFrame = Callable[[PeerId, TensorFrame], None]
 
 
 class TensorLinks:
     """All tensor links of a device; `async with` runs them.
 
-    on_frame(peer, frame)    every frame, in order, once; awaited if it returns an awaitable, and
-                             the peer may send no more than FRAMES_IN_FLIGHT ahead of it. May raise
-                             ProtocolError (the link is closed with the reason, the frame passed
-                             over) or StaleEpoch (the frame is dropped). Anything else is our bug.
+    on_frame(peer, frame)    every frame, in order, once. May raise ProtocolError (the link is
+                             closed with the reason, the frame passed over) or StaleEpoch (the
+                             frame is dropped). Anything else is our bug.
     on_refused(peer, reason) a frame broke the rules.
     on_broken(peer, reason)  a connection that had stood broke: a hint that the peer may be gone.
     on_sent(header, since_s, seconds)  a frame that was sent at that time of the loop's has arrived,
@@ -144,6 +143,10 @@ class TensorLinks:
                 f"({'its link is up' if stream.attached else 'it has not dialled this device'})"
             ) from None
 
+    def send_now(self, peer: PeerId, header: FrameHeader, payload: memoryview) -> bool:
+        """As `send`, where that would not wait; else False, and nothing is done."""
+        return self._sending(peer).put_now(header, payload)
+
     async def measure(self, peer: PeerId, *, timeout_s: float = 5 * PROBE_BUDGET_S) -> LinkMeasure:
         """Round trip and speed of sending to this peer, by probe frames; best while it is idle.
 
@@ -208,52 +211,47 @@ class TensorLinks:
             TENSOR_ROUTE,
             peer,
             max_bytes=MAX_STREAM_MESSAGE_BYTES,
-            direct=True,
         )
         try:
             await websocket.send(link.receive.resume)
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 link.receive.start(await websocket.receive())
             link.receiving = True
-            async with asyncio.TaskGroup() as tasks:
-                acknowledger = Acknowledger(websocket, link.receive)
-                acknowledging = tasks.create_task(acknowledger.run())
-                reason = await self._read(websocket, link, acknowledger)
-                acknowledging.cancel()
+            with Acknowledger(websocket, link.receive) as acknowledger:
+                return await self._read(websocket, link, acknowledger)
         except TimeoutError:
             raise LinkClosed(f"{peer.short} did not start its stream") from None
-        else:
-            return reason
         finally:
             link.receiving = False
             await websocket.close("not wanted any more")
 
     async def _read(self, websocket: Line, link: Link, acknowledger: Acknowledger) -> str:
-        """Every frame to its handler, until the connection ends."""
-        while True:
-            try:
-                data = await websocket.receive()
-                frame = link.receive.take(data)
-                if frame is not None:
-                    await self._deliver(websocket.peer, link, frame)
-                    link.receive.done(len(data), asyncio.get_running_loop().time())
-                acknowledger.handled()
-            except (BadMessage, ProtocolError) as error:
-                link.receive.skip()
-                link.refused_frames += 1
-                await websocket.close(str(error), code=_POLICY_VIOLATION)
-                self.on_refused(websocket.peer, str(error))
-                return str(error)
-            except LinkClosed as error:
-                return str(error)
+        """Every frame to its handler, until the connection ends; why it did."""
+        clock = asyncio.get_running_loop().time
 
-    async def _deliver(self, peer: PeerId, link: Link, frame: TensorFrame) -> None:
+        def take(data: bytes | bytearray) -> None:
+            frame = link.receive.take(data)
+            if frame is not None:
+                self._deliver(websocket.peer, link, frame)
+                link.receive.done(len(data), clock())
+            acknowledger.handled()
+
+        try:
+            await websocket.each(take)
+        except (BadMessage, ProtocolError) as error:
+            link.receive.skip()
+            link.refused_frames += 1
+            await websocket.close(str(error), code=_POLICY_VIOLATION)
+            self.on_refused(websocket.peer, str(error))
+            return str(error)
+        except LinkClosed as error:
+            return str(error)
+
+    def _deliver(self, peer: PeerId, link: Link, frame: TensorFrame) -> None:
         if frame.header.kind is Kind.PROBE:
             return  # its acknowledgement is the echo
         try:
-            handling = self.on_frame(peer, frame)
-            if handling is not None:
-                await handling
+            self.on_frame(peer, frame)
         except StaleEpoch:
             link.stale_frames += 1
 

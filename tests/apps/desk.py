@@ -96,6 +96,9 @@ class Desk:
         finally:
             desk.worker.close()
 
+    def send_now(self, to: PeerId, header: FrameHeader, payload: memoryview) -> bool:
+        raise AssertionError("nothing is sent from here")
+
     async def send(self, to: PeerId, header: FrameHeader, payload: memoryview) -> None:
         raise AssertionError("nothing is sent from here")
 

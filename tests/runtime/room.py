@@ -93,6 +93,9 @@ class Device:
         self.steps = Steps(self.outbox)
         self.plans: dict[ModelId, PlanId] = {}  # put up last
 
+    def send_now(self, to: PeerId, header: FrameHeader, payload: memoryview) -> bool:
+        return False  # each frame lets others go first
+
     async def send(self, to: PeerId, header: FrameHeader, payload: memoryview) -> None:
         """The wire: the frame is encoded and decoded as on a real link."""
         await asyncio.sleep(0)

@@ -66,6 +66,50 @@ async def test_what_is_too_long_ends_the_link_and_both_hear_why() -> None:
         assert "at most 1000" in await ended
 
 
+async def count_up(websocket: object) -> None:
+    try:
+        await websocket.receive()  # type: ignore[attr-defined]
+        for number in range(100):
+            await websocket.send(bytes([number]))  # type: ignore[attr-defined]
+        await websocket.receive()  # type: ignore[attr-defined]
+    except LinkClosed:
+        return
+
+
+async def test_each_message_is_taken_in_order_until_the_end() -> None:
+    async with device(SECRET) as one, device(SECRET) as two:
+        websocket = await dialled(one, two, count_up)
+        await websocket.send(b"")  # type: ignore[attr-defined]
+        taken = [await websocket.receive()]  # type: ignore[attr-defined]
+
+        def take(message: bytearray) -> None:
+            taken.append(message)
+            if len(taken) == 100:
+                websocket.write(b"")  # type: ignore[attr-defined]
+
+        with pytest.raises(LinkClosed, match="done"):
+            await websocket.each(take)  # type: ignore[attr-defined]
+        assert taken == [bytes([number]) for number in range(100)]
+
+
+async def test_what_the_taker_raises_is_raised_and_the_rest_is_still_there() -> None:
+    async with device(SECRET) as one, device(SECRET) as two:
+        websocket = await dialled(one, two, count_up)
+        await websocket.send(b"")  # type: ignore[attr-defined]
+        taken = []
+
+        def take(message: bytearray) -> None:
+            taken.append(message[0])
+            if message[0] == 40:
+                raise KeyError("not this one")
+
+        with pytest.raises(KeyError, match="not this one"):
+            await websocket.each(take)  # type: ignore[attr-defined]
+        assert taken == list(range(41))
+        assert await websocket.receive() == bytes([41])  # type: ignore[attr-defined]
+        await websocket.close("enough")  # type: ignore[attr-defined]
+
+
 async def test_who_does_not_take_what_comes_holds_up_the_sender() -> None:
     sent = 0
 

@@ -210,27 +210,40 @@ async def test_all_connections_cut_again_and_again_while_frames_flow():
 
 async def test_a_sender_runs_at_most_the_window_ahead():
     async with device(SECRET) as one, device(SECRET) as two:
-        await link_up(one, two)
-        gate, handling = asyncio.Event(), asyncio.Event()
-        seen = []
-
-        async def slow(peer, frame) -> None:
-            handling.set()
-            await gate.wait()
-            seen.append(frame.header.position)
-            two.changed.set()
-
-        two.links.on_frame = slow
+        await one.links.connect(two.peer, two.address)
+        receiver = await dial_tensors(two, one)
+        await receiver.send(b"")
+        assert len(await receiver.receive()) == START_BYTES
+        await one.until_sending(two.peer)
         for number in range(FRAMES_IN_FLIGHT):
             await send(one, two, 100_000, number)
-        await handling.wait()
+        assert not one.links.send_now(two.peer, header(1, 99), memoryview(b"x"))
         with pytest.raises(LinkClosed, match=r"took no frame for 0.05 s \(its link is up\)"):
             await one.links.send(two.peer, header(1, 99), memoryview(b"x"), timeout_s=0.05)
         ninth = asyncio.ensure_future(send(one, two, 10, FRAMES_IN_FLIGHT))
-        gate.set()
+        for _ in range(FRAMES_IN_FLIGHT):
+            await receiver.receive()
+        await receiver.send(FRAMES_IN_FLIGHT.to_bytes(8, "little") + bytes(4 * FRAMES_IN_FLIGHT))
         await ninth
-        await two.until(lambda: len(seen) == FRAMES_IN_FLIGHT + 1)
-        assert seen == list(range(FRAMES_IN_FLIGHT + 1))
+        number = (await receiver.receive())[:PREFIX_BYTES]
+        assert number == FRAMES_IN_FLIGHT.to_bytes(8, "little")
+        await receiver.close("seen enough")
+
+
+async def test_frames_sent_now_and_later_arrive_in_order():
+    """Whatever the socket takes at once, and whoever waits for room."""
+    async with device(SECRET) as one, device(SECRET) as two:
+        await link_up(one, two)
+        now = 0
+        for number in range(60):
+            width = 1 + 9000 * (number % 7)
+            if one.links.send_now(two.peer, header(width, number), payload(width, number)):
+                now += 1
+            else:
+                await send(one, two, width, number)
+        await two.until(lambda: len(two.frames) == 60)
+        assert_all_once_in_order(two, one, 60)
+        assert now >= FRAMES_IN_FLIGHT
 
 
 async def test_a_payload_may_be_written_again_after_send():
