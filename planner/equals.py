@@ -2,6 +2,7 @@
 
 A plan by such differences gives each another share, and another one after the next measurement. So
 devices that differ by no more than measuring does are one kind, and each gets the mean of all.
+Those with the same processor are presumed to be one, and may have been measured in worse moments.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from planner.profile import Cluster, Curve, DeviceProfile, PartCurves, ShareCurv
 # On a quarter of a core two measurements of one device differed by up to 9 %. Who is slower by
 # this, and gets as much as the others, costs a pass half of it.
 NOISE = 0.10
+# Now and then one of four equal devices seemed a fifth faster or slower than the others.
+SAME_NOISE = 0.22
 
 
 def evened(cluster: Cluster) -> Cluster:
@@ -26,11 +29,17 @@ def evened(cluster: Cluster) -> Cluster:
 
 
 def _kinds(devices: Sequence[DeviceProfile]) -> list[list[DeviceProfile]]:
-    """From the fastest on: who is near to the first of a kind is of it."""
-    found: list[list[DeviceProfile]] = []
-    for one in sorted(devices, key=lambda one: (one.layer.points[-1][1], one.device)):
+    """Who has the same processor and is near to the middle of all who have; of the others, from the
+    fastest on, who is near to the first of a kind.
+    """
+    ordered = sorted(devices, key=lambda one: (one.layer.points[-1][1], one.device))
+    found = _same(ordered)
+    known = {one.device for kind in found for one in kind}
+    for one in ordered:
+        if one.device in known:
+            continue
         for kind in found:
-            if _is_near(kind[0], one):
+            if _is_near(kind[0], one, NOISE):
                 kind.append(one)
                 break
         else:
@@ -38,12 +47,24 @@ def _kinds(devices: Sequence[DeviceProfile]) -> list[list[DeviceProfile]]:
     return found
 
 
-def _is_near(one: DeviceProfile, other: DeviceProfile) -> bool:
+def _same(ordered: Sequence[DeviceProfile]) -> list[list[DeviceProfile]]:
+    """Of each processor that several have, those near to the middle one, which comes first here."""
+    found = []
+    for processor in dict.fromkeys(one.processor for one in ordered if one.processor):
+        those = [one for one in ordered if one.processor == processor]
+        middle = those[(len(those) - 1) // 2]
+        others = [one for one in those if one is not middle and _is_near(middle, one, SAME_NOISE)]
+        if others:
+            found.append([middle, *others])
+    return found
+
+
+def _is_near(one: DeviceProfile, other: DeviceProfile, noise: float) -> bool:
     if _shape(one) != _shape(other):
         return False
     pairs = zip(one.layer.points, other.layer.points, strict=True)
     times = median(b / max(a, 1e-12) for (_, a), (_, b) in pairs)
-    return abs(times - 1) <= NOISE
+    return abs(times - 1) <= noise
 
 
 def _shape(one: DeviceProfile) -> object:

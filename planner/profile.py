@@ -169,6 +169,7 @@ class DeviceProfile:
     scratch_bytes: int  # taken once, whatever the share
     parts: PartCurves | None = None  # None: its layers cannot be shared
     wire: WireCost | None = None  # None: not measured
+    processor: str = ""  # what computes, in its maker's words; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from mesh.net.tensor_links import TensorLinks
 from planner.profile import DeviceProfile, LinkProfile
 from runtime.checkpoints import Model
 from runtime.measuring import measure
+from runtime.processor import processor
 from runtime.worker import Worker
 
 
@@ -33,4 +34,4 @@ class OwnProfile:
         for peer in peers:
             if peer not in self._measured:
                 self._measured[peer] = await self._links.measure(peer)
-        return described(self._me, name, memory_bytes, measured, self._measured)
+        return described(self._me, name, memory_bytes, measured, self._measured, processor())

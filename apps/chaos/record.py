@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 from apps.chaos.fault import Fault, Seen
 from apps.chaos.scene import Scene
 from apps.measure import Generation, Recovery, recovery
+from runtime.processor import processor
 
 HOLDERS: Final = 2  # so many devices can hold the model together; one alone cannot
 ERROR_MS: Final = 5000.0  # one clear error, not an endless retry
@@ -114,13 +114,8 @@ def record_of(
 @cache
 def machine() -> str:
     """What the figures were taken on, in a few words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = named[0] if named else model
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
+    unnamed = f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
+    return f"{processor() or unnamed}, {platform.system()}"
 
 
 def _equal(heard: Heard, undisturbed: Generation) -> bool:

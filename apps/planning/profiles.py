@@ -18,9 +18,11 @@ from planner.memory import held_bytes
 from planner.plan import Capacity, Span
 from planner.profile import DeviceProfile, LinkProfile, WireCost
 from runtime.checkpoints import Model
+from runtime.compute.torch_device import CPU
 from runtime.holdings import Holdings
 from runtime.measured import Measured, store, stored
 from runtime.measuring import measure
+from runtime.processor import processor
 from runtime.profiler import warm_up
 from runtime.worker import Worker
 
@@ -76,7 +78,14 @@ class Profiles:
             return ProfileReply(None, "is not measured yet", (), unmeasured=True)
         links = {peer: await self._link(peer, measuring=request.measure) for peer in request.peers}
         found = {peer: link for peer, link in links.items() if link is not None}
-        profile, known = described(self._node.view.me, self._name, memory_bytes, measured, found)
+        profile, known = described(
+            self._node.view.me,
+            self._name,
+            memory_bytes,
+            measured,
+            found,
+            processor() if self._holdings.device == CPU else "",
+        )
         return ProfileReply(profile, "", known, unmeasured=len(known) < len(links))
 
     def _memory_for(self, checkpoint: Model) -> int:
@@ -135,6 +144,7 @@ def described(
     memory_bytes: int,
     measured: Measured,
     links: Mapping[PeerId, LinkMeasure],
+    processor: str = "",
 ) -> tuple[DeviceProfile, tuple[LinkProfile, ...]]:
     """What this device says of itself and of its links, by what was measured."""
     known = tuple(
@@ -150,6 +160,7 @@ def described(
         scratch_bytes=SCRATCH_BYTES,
         parts=measured.parts,
         wire=wire_cost(measured, list(links.values())),
+        processor=processor,
     )
     return profile, known
 

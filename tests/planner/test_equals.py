@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.equals import NOISE, evened
+from planner.equals import NOISE, SAME_NOISE, evened
 from planner.plan import Capacity
 from planner.profile import Curve, DeviceProfile
 from planner.request import Request
@@ -78,3 +80,38 @@ def test_who_measured_something_else_is_no_kind_of_the_others() -> None:
     home = at_mbit(125, one, other, counts, own)
     assert evened(home) == home
     assert chosen(home, bert(4), wanted=Capacity(1, 512)).plan.stages
+
+
+PI = "4 cores of Raspberry Pi 4 Model B Rev 1.4"
+
+
+@given(st.lists(st.floats(1.0, 1.0 + SAME_NOISE - 0.01), min_size=2, max_size=6), st.randoms())
+def test_the_same_processor_is_the_same_kind(factors: list[float], chance: random.Random) -> None:
+    """Though one by one they seem to differ by more than strangers may."""
+    boards = [
+        replace(slower(board(number), times), processor=PI) for number, times in enumerate(factors)
+    ]
+    chance.shuffle(boards)
+    found = evened(at_mbit(125, *boards)).devices
+    assert len({(one.layer, one.parts, one.wire, one.head_s) for one in found}) == 1
+    assert found[0].layer.at(512) == pytest.approx(fmean(one.layer.at(512) for one in boards))
+
+
+def test_one_that_seems_faster_than_three_others_of_its_processor_gets_no_more() -> None:
+    factors = (0.83, 1.0, 1.01, 1.04)
+    boards = [
+        replace(slower(board(number), times), processor=PI) for number, times in enumerate(factors)
+    ]
+    home = at_mbit(125, *boards)
+    assert len({one.layer for one in evened(home).devices}) == 1
+    unknown = tuple(replace(one, processor="") for one in home.devices)
+    assert len({one.layer for one in evened(replace(home, devices=unknown)).devices}) == 2
+
+
+@pytest.mark.parametrize("times", [0.5, 0.75, 1.3, 2.0])
+def test_the_same_processor_with_another_limit_is_another_kind(times: float) -> None:
+    boards = [replace(slower(board(number), 1.0), processor=PI) for number in range(2)]
+    limited = replace(slower(board(2), times), processor=PI)
+    found = evened(at_mbit(125, *boards, limited)).devices
+    assert found[0].layer == found[1].layer != found[2].layer
+    assert found[2] == limited
