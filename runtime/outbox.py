@@ -31,8 +31,8 @@ _Tile = tuple[FrameHeader, memoryview]
 
 
 class Outbox:
-    """A queue and a task per peer, for what its link does not take at once: waking a task costs a
-    small device half of what sending a tile does. What is for this device itself needs no link.
+    """A queue and a task per peer, for what its link does not take at once. What is for this device
+    itself is delivered without a link.
     """
 
     def __init__(self, me: PeerId, wire: Wire, deliver: Deliver, lost: Lost) -> None:
