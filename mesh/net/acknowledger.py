@@ -9,7 +9,7 @@ from typing import Self
 
 from mesh.errors import LinkClosed
 from mesh.limits import ACK_DELAY_S
-from mesh.net.stream import ReceiveStream
+from mesh.net.receive_stream import ReceiveStream
 from mesh.transport import Line
 
 

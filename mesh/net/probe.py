@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mesh.ids import Epoch, PlanId, SessionId
 from mesh.limits import MAX_PROBE_BYTES, PROBE_BUDGET_S, TENSOR_TILE_BYTES
-from mesh.net.stream import SendStream
+from mesh.net.send_stream import SendStream
 from mesh.tensor_frame import DType, FrameHeader, Kind
 
 _ECHOES = 5

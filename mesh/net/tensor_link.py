@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from mesh.ids import Address
-from mesh.net.stream import ReceiveStream, SendCounts, SendStream
+from mesh.net.receive_stream import ReceiveStream
+from mesh.net.send_stream import SendCounts, SendStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from mesh.net.acknowledger import Acknowledger
 from mesh.net.dialer import dial_peer
 from mesh.net.ending import BadMessage
 from mesh.net.probe import LinkMeasure, measure_stream
-from mesh.net.stream import MAX_STREAM_MESSAGE_BYTES, OnSent, SendStream
+from mesh.net.send_stream import OnSent, SendStream
+from mesh.net.stream_messages import MAX_STREAM_MESSAGE_BYTES
 from mesh.net.tensor_link import Link, LinkStats
 from mesh.tensor_frame import FrameHeader, Kind, TensorFrame
 from mesh.transport import Dials, Line, Routes

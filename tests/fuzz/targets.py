@@ -25,7 +25,7 @@ from mesh.errors import PotluckError, ProtocolError
 from mesh.ids import ModelId, SessionId
 from mesh.net import pairing_talk, piece_links
 from mesh.net.overhear import read_announcements
-from mesh.net.stream import ReceiveStream
+from mesh.net.receive_stream import ReceiveStream
 from mesh.state_store import StoredState
 from mesh.tensor_frame import FrameHeader, Kind, decode_frame, encode_header
 from planner.checks import check_head, check_shares

@@ -18,8 +18,9 @@ from mesh.limits import DEFAULT_PORT
 from mesh.messages import Beat, Hello, Lead, Vote, Yield
 from mesh.net.pairing_door import PairingDoor
 from mesh.net.pairing_talk import PAIRING_VERSION, Handover
+from mesh.net.receive_stream import ReceiveStream
 from mesh.net.rekey import ask_peer
-from mesh.net.stream import ReceiveStream, SendCounts, SendStream
+from mesh.net.send_stream import SendCounts, SendStream
 from mesh.pairing_window import PairingWindow
 from mesh.rotation import offer_of
 from mesh.spake import Exchange, Role

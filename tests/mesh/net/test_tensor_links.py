@@ -21,14 +21,10 @@ from mesh.limits import (
     TENSOR_TILE_BYTES,
 )
 from mesh.net.direct import DirectWebsocket
+from mesh.net.receive_stream import ReceiveStream
+from mesh.net.send_stream import SendCounts, SendStream
 from mesh.net.server import WebsocketServer
-from mesh.net.stream import (
-    MAX_STREAM_MESSAGE_BYTES,
-    PREFIX_BYTES,
-    ReceiveStream,
-    SendCounts,
-    SendStream,
-)
+from mesh.net.stream_messages import MAX_STREAM_MESSAGE_BYTES, PREFIX_BYTES
 from mesh.net.tensor_links import TENSOR_ROUTE, TensorLinks
 from mesh.tensor_frame import Kind, encode_header
 from mesh.trust import MeshSecret, MeshTrust

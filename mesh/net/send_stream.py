@@ -1,15 +1,9 @@
 """A one-way run of tensor frames that survives its connections: nothing lost, nothing twice.
+Here is the sender's half; `mesh.net.receive_stream` has the other.
 
 The sender numbers its frames and keeps each until the receiver has acknowledged it. The receiver,
 which has dialled, names the stream it knows and the number it wants next; the sender answers with a
-start message, sends again what was not acknowledged, and goes on.
-
-    resume       stream id (8 bytes), number wanted next (8 bytes); or nothing, when it knows no
-                 stream                                  receiver to sender
-    start        stream id (8 bytes), number of the first frame to come (8 bytes)
-    frame        number (8 bytes), header, payload           sender to receiver
-    acknowledge  number wanted next (8 bytes), and for each frame below it since the last one, how
-                 many microseconds ago it came (4 bytes)     receiver to sender
+start message, sends again what was not acknowledged, and goes on (`stream_messages`).
 
 Acknowledgements wait for one another: each wakes both ends, which costs a small device more than
 taking a frame out of the socket. What is measured of a link does not wait with them.
@@ -19,30 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mesh.errors import LinkClosed, ProtocolError
 from mesh.ids import CHANCE, PeerId
-from mesh.limits import (
-    FRAMES_IN_FLIGHT,
-    FRAMES_PER_ACK,
-    HELLO_TIMEOUT_S,
-    MAX_TENSOR_FRAME_BYTES,
+from mesh.limits import FRAMES_IN_FLIGHT, HELLO_TIMEOUT_S
+from mesh.net.stream_messages import (
+    AGE,
+    MAX_STREAM_MESSAGE_BYTES,
+    MICROSECONDS,
+    NUMBER,
+    PREFIX_BYTES,
+    START,
+    STREAM_ID_BYTES,
 )
-from mesh.tensor_frame import FrameHeader, Kind, TensorFrame, decode_frame, encode_header
+from mesh.tensor_frame import FrameHeader, encode_header
 from mesh.transport import Line
-
-STREAM_ID_BYTES = 8
-_NUMBER = struct.Struct("<Q")
-_AGE = struct.Struct("<I")
-_US = 1e6
-_MOST_AGE = (1 << 32) - 1
-_START = struct.Struct(f"<{STREAM_ID_BYTES}sQ")
-PREFIX_BYTES = _NUMBER.size
-MAX_STREAM_MESSAGE_BYTES = PREFIX_BYTES + MAX_TENSOR_FRAME_BYTES
 
 OnSent = Callable[[FrameHeader, float, float], None]
 
@@ -146,7 +134,7 @@ class SendStream:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 resume = self._resume(await websocket.receive())
             self._acknowledge(resume)
-            await websocket.send(_START.pack(self._id, resume))
+            await websocket.send(START.pack(self._id, resume))
             await self._resend(websocket)
             await websocket.each(lambda data: self._acknowledge(*self._read(data)))
         except ProtocolError as error:
@@ -173,7 +161,7 @@ class SendStream:
 
     def _keep(self, header: FrameHeader, message: bytearray) -> memoryview:
         """Numbers a frame for which there is room; it is kept until it is acknowledged."""
-        _NUMBER.pack_into(message, 0, self._next)
+        NUMBER.pack_into(message, 0, self._next)
         view = memoryview(message)  # should the socket take only a part, cutting it copies nothing
         self._kept.append(view)
         self._out.append((header, asyncio.get_running_loop().time()))
@@ -200,9 +188,9 @@ class SendStream:
         """Where to go on: where the receiver wants, if it speaks of this stream and what is kept;
         else at the oldest frame kept, since the receiver has started afresh.
         """
-        if len(wanted) not in (0, _START.size):
-            raise ProtocolError(f"a resume message has {_START.size} bytes; {len(wanted)} came")
-        stream_id, number = _START.unpack(wanted) if wanted else (b"", 0)
+        if len(wanted) not in (0, START.size):
+            raise ProtocolError(f"a resume message has {START.size} bytes; {len(wanted)} came")
+        stream_id, number = START.unpack(wanted) if wanted else (b"", 0)
         if stream_id != self._id or not self._acknowledged <= number <= self._next:
             return self._acknowledged
         return int(number)
@@ -221,20 +209,20 @@ class SendStream:
 
     def _read(self, data: bytes | bytearray) -> tuple[int, list[float]]:
         """The number of an acknowledgement, and the ages of the frames that it is for."""
-        if len(data) < _NUMBER.size:
+        if len(data) < NUMBER.size:
             raise ProtocolError(f"an acknowledgement of {len(data)} bytes has no number")
-        number: int = _NUMBER.unpack_from(data)[0]
+        number: int = NUMBER.unpack_from(data)[0]
         if not self._acknowledged <= number <= self._next:
             raise ProtocolError(
                 f"frames {self._acknowledged}..{self._next} are out; {number} was acknowledged"
             )
         count = number - self._acknowledged
-        if len(data) != _NUMBER.size + count * _AGE.size:
+        if len(data) != NUMBER.size + count * AGE.size:
             raise ProtocolError(
-                f"{count} frames are acknowledged in {_NUMBER.size + count * _AGE.size} bytes; "
+                f"{count} frames are acknowledged in {NUMBER.size + count * AGE.size} bytes; "
                 f"{len(data)} came"
             )
-        return number, [age / _US for (age,) in _AGE.iter_unpack(data[_NUMBER.size :])]
+        return number, [age / MICROSECONDS for (age,) in AGE.iter_unpack(data[NUMBER.size :])]
 
     def _acknowledge(self, number: int, ages_s: Sequence[float] = ()) -> None:
         """Everything below a number has arrived, each frame so long ago; by default just now."""
@@ -251,69 +239,3 @@ class SendStream:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-class ReceiveStream:
-    """The receiver's half: what it has seen of the peer's stream, kept from dial to dial."""
-
-    def __init__(self) -> None:
-        self.received_frames = 0
-        self.received_bytes = 0
-        self.duplicate_frames = 0
-        self._id: bytes | None = None
-        self._wanted = 0
-        self._came_s: list[float] = []  # of the frames that are not acknowledged yet, when
-        self._is_asked = False  # one of them wants to be acknowledged at once
-
-    @property
-    def resume(self) -> bytes:
-        """What the next connection begins with."""
-        return b"" if self._id is None else _START.pack(self._id, self._wanted)
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the sender needs to hear of what has come, rather than later of more."""
-        return self._is_asked or len(self._came_s) >= FRAMES_PER_ACK
-
-    def acknowledgement(self, now_s: float) -> bytes:
-        """For all that has come."""
-        ages = [min(round((now_s - came_s) * _US), _MOST_AGE) for came_s in self._came_s]
-        self._came_s, self._is_asked = [], False
-        return _NUMBER.pack(self._wanted) + b"".join(map(_AGE.pack, ages))
-
-    def start(self, data: bytes | bytearray) -> None:
-        """Takes the peer's start message; another stream id is another run of the peer."""
-        if len(data) != _START.size:
-            raise ProtocolError(f"a start message has {_START.size} bytes; {len(data)} came")
-        stream_id, number = _START.unpack(data)
-        if stream_id == self._id and number > self._wanted:
-            raise ProtocolError(f"the stream starts at frame {number}, {self._wanted} is wanted")
-        self._came_s, self._is_asked = [], False  # the resume message has told of all that had come
-        if stream_id != self._id:
-            self._id, self._wanted = stream_id, number
-
-    def take(self, data: bytes | bytearray) -> TensorFrame | None:
-        """The next frame, or None for one seen before. Whatever it raises, `skip` passes over."""
-        if len(data) < PREFIX_BYTES:
-            raise ProtocolError(f"frame of {len(data)} bytes: shorter than its number")
-        (number,) = _NUMBER.unpack_from(data)
-        if number < self._wanted:
-            self.duplicate_frames += 1
-            self._is_asked = True  # it does not know
-            return None
-        if number > self._wanted:
-            raise ProtocolError(f"frame {number} came where {self._wanted} is wanted")
-        frame = decode_frame(memoryview(data)[PREFIX_BYTES:])
-        self._is_asked |= frame.header.kind is Kind.PROBE  # its acknowledgement is the echo
-        return frame
-
-    def done(self, size_bytes: int, now_s: float) -> None:
-        """The wanted frame has been handled: it will be acknowledged and never asked for again."""
-        self.received_frames += 1
-        self.received_bytes += size_bytes
-        self._wanted += 1
-        self._came_s.append(now_s)
-
-    def skip(self) -> None:
-        """The wanted frame was refused: go on behind it, or a bad frame would come for ever."""
-        self._wanted += 1
