@@ -42,6 +42,9 @@ class Acknowledger:
 
     def _acknowledge(self) -> None:
         self._forget()
+        if not self._line.is_free:  # who sends and does not read gets no pile of them
+            self._later = self._loop.call_later(ACK_DELAY_S, self._acknowledge)
+            return
         with contextlib.suppress(LinkClosed):  # the reader sees the same end, and says why
             self._line.write(self._stream.acknowledgement(self._loop.time()))
 

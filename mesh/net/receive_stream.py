@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mesh.errors import ProtocolError
-from mesh.limits import FRAMES_PER_ACK
+from mesh.limits import FRAMES_IN_FLIGHT, FRAMES_PER_ACK
 from mesh.net.stream_messages import AGE, MICROSECONDS, NUMBER, PREFIX_BYTES, START
 from mesh.tensor_frame import Kind, TensorFrame, decode_frame
 
@@ -62,6 +62,8 @@ class ReceiveStream:
             return None
         if number > self._wanted:
             raise ProtocolError(f"frame {number} came where {self._wanted} is wanted")
+        if len(self._came_s) >= FRAMES_IN_FLIGHT:
+            raise ProtocolError(f"{FRAMES_IN_FLIGHT} frames wait for an answer, and one more came")
         frame = decode_frame(memoryview(data)[PREFIX_BYTES:])
         self._is_asked |= frame.header.kind is Kind.PROBE  # its acknowledgement is the echo
         return frame
